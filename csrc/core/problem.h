@@ -126,7 +126,8 @@ static_assert(std::has_unique_object_representations_v<PoolProblem>);
 Status check(const ConvProblem&);
 Status check(const PoolProblem&);
 
-// The canonical text, see text.cpp and text_pool.cpp for the grammar. Parsing throws std::invalid_argument naming the offending word.
+// The canonical text, see text.cpp and text_pool.cpp for the grammar. Parsing throws std::invalid_argument naming the
+// offending word. text() canonicalises, so parsing gives back the canonical problem.
 std::string text(const ConvProblem&);
 std::string text(const PoolProblem&);
 ConvProblem parse_conv(const std::string&);

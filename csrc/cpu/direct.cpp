@@ -1,0 +1,155 @@
+#include "direct.h"
+
+#include <algorithm>
+
+#include "arena.h"
+#include "cost.h"
+#include "gather.h"
+
+namespace fastconv::cpu {
+namespace {
+
+// Packed input per thread: half of a 512 KB second-level cache, the other half is for the filter that streams by.
+constexpr int64_t kBandBytes = 256 * 1024;
+
+int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t value_bytes(DType t) { return t == DType::f64 || is_integer(t) ? 8 : 4; }
+
+struct Band {
+  int64_t rows, cols, values, slots;
+};
+
+Band band_size(const Gather& g, int64_t rows, int64_t cols, int64_t lanes) {
+  Band b{rows, cols, 0, 0};
+  b.slots = source_span(g.rows, rows);
+  const int64_t packed_rows = std::min({b.slots, rows * g.rows.taps, g.rows.src});
+  const int64_t column_phases = std::min(g.cols.step, tap_span(g.cols) + 1);
+  const int64_t pitch = column_phases * (cols + tap_span(g.cols) / g.cols.step) + lanes;
+  b.values = std::max<int64_t>(packed_rows, 1) * g.channels * pitch;
+  return b;
+}
+
+// The largest band whose packed input fits: whole rows if one fits, else part of a row.
+Band choose_band(const Gather& g, TileShape tile, int64_t bytes_per_value) {
+  const int64_t lanes = tile.width / 2;
+  const auto fits = [&](int64_t rows, int64_t cols) {
+    return band_size(g, rows, cols, lanes).values * bytes_per_value <= kBandBytes;
+  };
+  int64_t cols = std::max<int64_t>(g.cols.out, 1), rows = 1;
+  while (cols > tile.height && !fits(1, cols)) cols = div_up(div_up(cols, tile.height), 2) * tile.height;
+  while (rows < g.rows.out && fits(rows + 1, cols)) ++rows;
+  return band_size(g, rows, cols, lanes);
+}
+
+}  // namespace
+
+TileShape tile_shape(DType dtype) { return FASTCONV_DISPATCH(kernel_tile_shape, dtype); }
+
+Status direct_supports(const ConvProblem&) { return {}; }
+
+namespace {
+
+void plan_gather(const ConvProblem& p, int available, ConvPlan& plan) {
+  const int threads = plan.threads = cost::useful_threads(p.macs(), available);
+  const TileShape tile = tile_shape(p.dtype);
+  const int64_t bytes = value_bytes(p.dtype);
+  const Gather g = gather_of(p, 0);
+  const int64_t blocks = div_up(g.filters, tile.width);
+  Band band = choose_band(g, tile, bytes);
+
+  // Even shares: among a few more bands and a split of the filter blocks, the smallest estimated longest thread.
+  // Packing the input again for every chunk of filters costs about 1 per value against 2 * taps per block.
+  const int64_t taps = g.rows.taps * g.cols.taps;
+  const int64_t images = p.n * p.groups * gather_phases(p);
+  const int64_t first = std::max<int64_t>(1, div_up(g.rows.out, band.rows));
+  const int64_t last = std::min(std::max<int64_t>(1, g.rows.out), first + 2 * threads);
+  double best = 0;
+  int64_t best_rows = band.rows, best_chunks = 1;
+  for (int64_t bands = first; bands <= last; ++bands) {
+    const int64_t rows = div_up(std::max<int64_t>(1, g.rows.out), bands);
+    for (int64_t chunks = 1; chunks <= std::min<int64_t>(blocks, 4 * threads); ++chunks) {
+      const int64_t tasks = images * div_up(g.rows.out, rows) * div_up(g.cols.out, band.cols) * chunks;
+      const double task = static_cast<double>(rows) * band.cols * (2.0 * taps * div_up(blocks, chunks) + 1);
+      const double longest = static_cast<double>(div_up(tasks, threads)) * task;
+      if (best == 0 || longest < best * 0.98) {
+        best = longest;
+        best_rows = rows;
+        best_chunks = chunks;
+      }
+    }
+  }
+  band = band_size(g, best_rows, band.cols, tile.width / 2);
+
+  plan.detail[kBandRows] = band.rows;
+  plan.detail[kBandCols] = band.cols;
+  plan.detail[kFilterChunks] = best_chunks;
+  plan.detail[kBandValues] = band.values;
+  plan.detail[kPackedFilter] = p.groups * blocks * tile.width * taps * g.channels;
+  plan.prepack_bytes = plan.detail[kPackedFilter] * bytes;
+  plan.detail[kThreadBytes] = band.values * bytes + (band.slots + 2 * taps) * 8 + 4 * kArenaSlack;
+  plan.workspace_bytes = plan.prepack_bytes + threads * arena_round(plan.detail[kThreadBytes]) + 2 * kArenaSlack;
+  plan.executed_macs = p.macs() / g.filters * blocks * tile.width;
+
+  plan.cost = cost::seconds(plan.executed_macs, tile.width / 2, 0.85, threads, plan.prepack_bytes * 2);
+}
+
+void plan_weight(const ConvProblem& p, int available, ConvPlan& plan) {
+  const int threads = plan.threads = cost::useful_threads(p.macs(), available);
+  const TileShape tile = tile_shape(p.dtype);
+  const int64_t bytes = value_bytes(p.dtype);
+  const int64_t blocks = div_up(p.group_k(), tile.width), taps = p.r * p.s;
+  const int64_t rows = p.p(), cols = p.q();
+
+  // Chunks of channels and filter blocks that give every thread work; the input is packed again for every chunk of
+  // filters and grad_output for every chunk of channels, so chunks are as large as that allows.
+  int64_t channels = std::min<int64_t>(p.group_c(), 64), filters = std::min<int64_t>(blocks, 8);
+  const auto tasks = [&] { return p.groups * div_up(p.group_c(), channels) * div_up(blocks, filters); };
+  while (filters > 1 && tasks() < 2 * threads) filters = div_up(filters, 2);
+  while (channels > 2 * tile.height && tasks() < 2 * threads) channels = div_up(channels, 2);
+
+  const auto x_values = [&](int64_t band) {
+    const int64_t span = std::min({(band - 1) * p.stride_h + (p.r - 1) * p.dilation_h + 1, band * p.r, p.h});
+    return span * p.w * channels;
+  };
+  const auto y_values = [&](int64_t band) { return band * cols * tile.width; };
+  int64_t band = 1;
+  while (band < rows && (x_values(band + 1) + y_values(band + 1)) * bytes <= kBandBytes) ++band;
+  if (p.n * div_up(rows, band) < 2 && rows > 1) band = div_up(rows, 2);
+
+  // Where filters and channels are too few, threads share the images and rows: partial sums, added in a fixed order.
+  int64_t splits = 1;
+  if (tasks() < threads) splits = std::min<int64_t>(div_up(threads, tasks()), p.n * div_up(rows, band));
+
+  const int64_t sums = p.groups * blocks * tile.width * taps * p.group_c();
+  plan.detail[kChannelChunk] = channels;
+  plan.detail[kFilterChunk] = filters;
+  plan.detail[kSplits] = splits;
+  plan.detail[kWeightBandRows] = band;
+  plan.detail[kSumValues] = sums;
+  plan.detail[kBandXValues] = x_values(band);
+  plan.detail[kBandYValues] = y_values(band);
+  const int64_t bias = p.groups * blocks * tile.width;
+  const int64_t slots = (band - 1) * p.stride_h + (p.r - 1) * p.dilation_h + 1;
+  plan.detail[kWeightThreadBytes] = (x_values(band) + y_values(band)) * bytes + (slots + 2 * band) * 8 + 6 * kArenaSlack;
+  plan.workspace_bytes =
+      splits * (sums + bias) * bytes + threads * arena_round(plan.detail[kWeightThreadBytes]) + 4 * kArenaSlack;
+  plan.executed_macs = p.macs() / p.group_k() * blocks * tile.width;
+  plan.cost = cost::seconds(plan.executed_macs, tile.width / 2, 0.75, threads, 3 * sums * bytes * splits);
+}
+
+}  // namespace
+
+void direct_plan(const ConvProblem& p, int threads, ConvPlan& plan) {
+  if (p.pass == Pass::grad_weight)
+    plan_weight(p, threads, plan);
+  else
+    plan_gather(p, threads, plan);
+}
+
+Status direct_run(const ConvPlan& plan, const ConvOperands& operands, void* workspace, const Execution& exec) {
+  if (plan.problem.pass == Pass::grad_weight)
+    return FASTCONV_DISPATCH(direct_weight, plan, operands, workspace, exec);
+  return FASTCONV_DISPATCH(direct_gather, plan, operands, workspace, exec);
+}
+
+}  // namespace fastconv::cpu

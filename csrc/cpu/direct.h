@@ -1,0 +1,29 @@
+// Row `direct` on the CPU: register-tiled direct convolution, any parameters, any strides.
+#pragma once
+
+#include "../core/table.h"
+#include "isa.h"
+
+namespace fastconv::cpu {
+
+Status direct_supports(const ConvProblem&);
+void direct_plan(const ConvProblem&, int threads, ConvPlan&);
+Status direct_run(const ConvPlan&, const ConvOperands&, void* workspace, const Execution&);
+
+// Names for ConvPlan::detail of this row. Forward and grad_input ("gather": every output value gathers its inputs):
+enum GatherDetail { kBandRows, kBandCols, kFilterChunks, kBandValues, kPackedFilter, kThreadBytes };
+// grad_weight:
+enum WeightDetail { kChannelChunk, kFilterChunk, kSplits, kWeightBandRows, kSumValues, kBandXValues, kBandYValues,
+                    kWeightThreadBytes };
+
+// The number of output pixels and filters of one register tile for the ISA in use and a problem's dtype.
+struct TileShape {
+  int64_t height, width;
+};
+TileShape tile_shape(DType);
+
+FASTCONV_KERNEL(TileShape, kernel_tile_shape, DType)
+FASTCONV_KERNEL(Status, direct_gather, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)
+FASTCONV_KERNEL(Status, direct_weight, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)
+
+}  // namespace fastconv::cpu

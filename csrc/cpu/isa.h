@@ -1,0 +1,56 @@
+// Run-time choice of the instruction set. The files in kernels/ are compiled once for each ISA, into the namespaces
+// cpu::scalar, cpu::avx2 and cpu::avx512; everything else is baseline code.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace fastconv::cpu {
+
+enum class Isa { scalar, avx2, avx512 };
+
+const char* name(Isa);
+// Those that were compiled and that this CPU has, plainest first.
+std::vector<Isa> usable_isas();
+// The one in use: the best usable one, or what FASTCONV_CPU_ISA names. Throws std::runtime_error if that is unusable.
+Isa isa();
+// For tests: changes the choice for calls that follow. Throws like isa().
+void set_isa(const std::string& name);
+
+}  // namespace fastconv::cpu
+
+#ifdef FASTCONV_HAVE_AVX2
+#define FASTCONV_FOR_AVX2(...) __VA_ARGS__
+#else
+#define FASTCONV_FOR_AVX2(...)
+#endif
+#ifdef FASTCONV_HAVE_AVX512
+#define FASTCONV_FOR_AVX512(...) __VA_ARGS__
+#else
+#define FASTCONV_FOR_AVX512(...)
+#endif
+
+// Declares one kernel entry point in every ISA's namespace. Use inside namespace fastconv::cpu.
+#define FASTCONV_KERNEL(result, function, ...) \
+  namespace scalar {                           \
+  result function(__VA_ARGS__);                \
+  }                                            \
+  namespace avx2 {                             \
+  result function(__VA_ARGS__);                \
+  }                                            \
+  namespace avx512 {                           \
+  result function(__VA_ARGS__);                \
+  }
+
+// Calls it in the namespace of the ISA in use.
+#define FASTCONV_DISPATCH(function, ...)                                                             \
+  [&] {                                                                                              \
+    switch (::fastconv::cpu::isa()) {                                                                \
+      FASTCONV_FOR_AVX512(case ::fastconv::cpu::Isa::avx512                                          \
+                          : return ::fastconv::cpu::avx512::function(__VA_ARGS__);)                  \
+      FASTCONV_FOR_AVX2(case ::fastconv::cpu::Isa::avx2                                              \
+                        : return ::fastconv::cpu::avx2::function(__VA_ARGS__);)                      \
+      default:                                                                                       \
+        return ::fastconv::cpu::scalar::function(__VA_ARGS__);                                       \
+    }                                                                                                \
+  }()

@@ -1,0 +1,79 @@
+// The register tile: the one inner loop under every convolution on the CPU.
+//
+//     acc[m][v] += x[x_offset[o] + i * x_step + m] * w[w_offset[o] + i * w_step + v]     over all o and i
+//
+// m runs over neighbouring values of x (output pixels, or input channels for the filter's gradient), v over two vectors
+// of w. Per step: 2 loads, M broadcasts, 2 M fused multiply-adds; with M = 14 on AVX-512 that fills 28 of 32 registers
+// with sums and leaves the loop bound by the multiply-add units (28 of them per 16 loads).
+#pragma once
+
+#include "numeric.h"
+
+namespace fastconv::cpu::FASTCONV_ISA {
+namespace {
+
+constexpr int kTileVectors = 2;
+template <class A>
+constexpr int kTileWidth = kTileVectors * kLanes<A>;  // values of w per step, "the filter block"
+
+// Registers: 2 M sums, 2 of w, 1 broadcast (and 1 product where there is no fused multiply-add).
+#if defined(__AVX512F__)
+constexpr int kTileHeight = 14;
+#elif defined(__AVX2__)
+constexpr int kTileHeight = 6;
+#else
+constexpr int kTileHeight = 5;
+#endif
+
+// A sum's operands, as two nested loops: `outer` pairs of offsets, each followed for `inner` steps.
+struct TileWalk {
+  int64_t outer;
+  const int64_t* x_offset;
+  const int64_t* w_offset;
+  int64_t inner, x_step, w_step;
+};
+
+template <class A, int M>
+inline void tile_rows(const A* x, const A* w, const TileWalk& walk, A* acc, bool accumulate) {
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[M][kTileVectors];
+#pragma GCC unroll 14
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+    for (int v = 0; v < kTileVectors; ++v)
+      sum[m][v] = accumulate ? load(acc + m * kTileWidth<A> + v * L) : Vec<A>{};
+  for (int64_t o = 0; o < walk.outer; ++o) {
+    const A* px = x + walk.x_offset[o];
+    const A* pw = w + walk.w_offset[o];
+    for (int64_t i = 0; i < walk.inner; ++i) {
+      const Vec<A> w0 = load(pw), w1 = load(pw + L);
+#pragma GCC unroll 14
+      for (int m = 0; m < M; ++m) {
+        sum[m][0] += px[m] * w0;
+        sum[m][1] += px[m] * w1;
+      }
+      px += walk.x_step;
+      pw += walk.w_step;
+    }
+  }
+#pragma GCC unroll 14
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+    for (int v = 0; v < kTileVectors; ++v) store(acc + m * kTileWidth<A> + v * L, sum[m][v]);
+}
+
+// acc is [rows][kTileWidth]; 1 <= rows <= kTileHeight.
+template <class A, int M = kTileHeight>
+inline void tile(int64_t rows, const A* x, const A* w, const TileWalk& walk, A* acc, bool accumulate) {
+  if constexpr (M > 1) {
+    if (rows != M) return tile<A, M - 1>(rows, x, w, walk, acc, accumulate);
+  }
+  tile_rows<A, M>(x, w, walk, acc, accumulate);
+}
+
+// Splits `count` into the fewest parts of at most kTileHeight, as even as can be: part i starts at tile_start(i).
+inline int64_t tile_parts(int64_t count) { return (count + kTileHeight - 1) / kTileHeight; }
+inline int64_t tile_start(int64_t part, int64_t parts, int64_t count) { return part * count / parts; }
+
+}  // namespace
+}  // namespace fastconv::cpu::FASTCONV_ISA
