@@ -123,7 +123,8 @@ std::string problem_with(const PoolProblem& p) {
     return "a window offset has 1, 2 or 4 bytes, not " + std::to_string(p.offset_bytes);
   if (max && p.pass != Pass::forward && !p.offset_bytes)
     return std::string(name(p.pass)) + " of max-pooling needs window offsets";
-  if (!p.adaptive && p.offset_bytes && p.offset_bytes < 4 && (Checked(p.r) * p.s).value >= int64_t{1} << (8 * p.offset_bytes))
+  const Checked positions = Checked(p.r) * p.s;  // numbered from 0, and all ones is kept for "none"
+  if (p.offset_bytes && !p.adaptive && (positions.overflow || positions.value >= int64_t{1} << (8 * p.offset_bytes)))
     return "window offsets of " + std::to_string(p.offset_bytes) + " bytes cannot count the window's positions";
   if (p.adaptive && p.ceil_mode) return "adaptive pooling has no ceil_mode";
   const int64_t bytes = size_of(p.dtype);
@@ -146,7 +147,8 @@ std::string problem_with(const PoolProblem& p) {
   if (bad.empty()) bad = bad_strides("offsets", p.y_sizes(), p.offset_strides, 4);
   if (!bad.empty()) return bad;
   const Checked x = elements(p.x_sizes()), y = elements(p.y_sizes());
-  if (((x + y) * bytes + y * 4).overflow || (y * p.r * p.s).overflow) return "bytes or operations do not fit into 64 bits";
+  if (((x + y) * bytes + y * 4).overflow || (y * p.r * p.s).overflow)
+    return "bytes or operations do not fit into 64 bits";
   return {};
 }
 

@@ -1,6 +1,7 @@
 #include "selector.h"
 
 #include <atomic>
+#include <cstdio>
 #include <memory>
 
 namespace fastconv {
@@ -88,6 +89,7 @@ class PlanCache {
   struct Entry {
     PlanOf<Problem, Row> plan;
     Device device = Device::cpu;
+    int threads = 0;  // as asked for; a plan may use fewer
     int forced = kAuto;
     uint32_t generation = 0;
   };
@@ -126,7 +128,7 @@ const PlanOf<Problem, Row>& cached(const std::vector<Row>& rows, const Problem& 
   const int forced = index_of(rows, name_forced);
   const uint32_t now = generation.load(std::memory_order_acquire);
   auto& entry = PlanCache<Problem, Row>::slot(problem);
-  if (entry.plan.row && entry.plan.problem == problem && entry.device == device && entry.plan.threads == threads &&
+  if (entry.plan.row && entry.plan.problem == problem && entry.device == device && entry.threads == threads &&
       entry.forced == forced && entry.generation == now)
     return entry.plan;
   if (const Status status = check(problem); !status)
@@ -135,6 +137,7 @@ const PlanOf<Problem, Row>& cached(const std::vector<Row>& rows, const Problem& 
   if (choice.chosen < 0) refuse(rows, problem, choice);
   entry.plan = choice.answers[choice.chosen].plan;
   entry.device = device;
+  entry.threads = threads;
   entry.forced = forced;
   entry.generation = now;
   return entry.plan;

@@ -45,12 +45,12 @@ const char* name(Device d) {
   return "?";
 }
 
-#define FASTCONV_ROW(row, device, passes, dtypes, min_arch, deterministic, summary, source, entry) \
-  {                                                                                                \
-    {                                                                                              \
-      #row, Device::device, passes, dtypes, #min_arch, deterministic, summary, source, entry##_supports, entry##_plan, \
-          entry##_run                                                                              \
-    }                                                                                              \
+#define FASTCONV_ROW(row, device, passes, dtypes, min_arch, deterministic, summary, source, entry)        \
+  {                                                                                                       \
+    {                                                                                                     \
+      #row, Device::device, passes, dtypes, #min_arch, deterministic, summary, source, entry##_supports, \
+          entry##_plan, entry##_run                                                                       \
+    }                                                                                                     \
   }
 
 const std::vector<ConvRow>& conv_rows() {

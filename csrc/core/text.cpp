@@ -8,11 +8,11 @@
 //   g          groups
 //   dtype      f32 f64 f16 bf16 u8 i8 i16 i32 i64
 //   layout     nchw or nhwc if every operand is dense in that order (nchw if both hold), else one word for each:
-//              x:nchw w:nhwc y:802816,1,14336,256 (strides in elements). a:... follows if the auxiliary operand (residual,
-//              or the forward's output in a gradient pass) is used and its strides are not those of y
+//              x:nchw w:nhwc y:802816,1,14336,256 (strides in elements). a:... follows if the auxiliary operand
+//              (residual, or the forward's output in a gradient pass) is used and its strides are not those of y
 //   pass       fwd grad_input grad_weight
-//   flags      in this order: bias, relu, res, tf32 or 3xtf32, acc:fast or acc:fastest, det, al:<x>,<w>,<y> (log2 of the
-//              operands' alignment in bytes; absent: 64 bytes or more, each)
+//   flags      in this order: bias, relu, res, tf32 or 3xtf32, acc:fast or acc:fastest, det, al:<x>,<w>,<y> (log2 of
+//              the operands' alignment in bytes; absent: 64 bytes or more, each)
 //
 // Sizes, strides and so on have one spelling each, so equal problems have equal texts.
 #include <stdexcept>

@@ -7,8 +7,8 @@
 //   r s        the window; st, pd, dl: one number for both axes, or <h>x<w>; pads are symmetric
 //   layout     nchw or nhwc for all, else x:... y:..., then o:... if there are window offsets strided otherwise than y
 //   pass       fwd grad_input gather
-//   flags      in this order: off8, off16 or off32 (bits of a window offset), ceil, nopad (padding does not count in the
-//              average), div<number> (divisor_override), adaptive
+//   flags      in this order: off8, off16 or off32 (bits of a window offset), ceil, nopad (padding does not count in
+//              the average), div<number> (divisor_override), adaptive
 //   p q        the output size, last, and only of adaptive pools: of the others it follows from the rest
 #include <charconv>
 #include <stdexcept>

@@ -55,7 +55,8 @@ void Words::fail_next(const std::string& expected) {
 
 std::string Words::take(const std::string& expected) {
   if (at_end())
-    throw std::invalid_argument("fastconv: bad problem text at its end: expected " + expected + " (in '" + text_ + "')");
+    throw std::invalid_argument("fastconv: bad problem text at its end: expected " + expected + " (in '" + text_ +
+                                "')");
   return words_[next_++];
 }
 
