@@ -1,0 +1,182 @@
+#include <ATen/Context.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
+
+#include "tensors.h"
+
+namespace fastconv::bindings {
+namespace {
+
+using Wide = __int128;                    // no sum or product of three int64 overflows it
+constexpr Wide kLargest = Wide{1} << 62;  // bounds what the problem's own formulas add up, so that they cannot overflow
+
+Activation activation_of(std::string_view text) {
+  if (text == "none") return Activation::none;
+  if (text == "relu") return Activation::relu;
+  TORCH_CHECK_VALUE(false, "fastconv: unknown activation '", text, "'; known are: none, relu");
+}
+
+Accuracy accuracy_of(std::string_view text) {
+  if (text == "torch") return Accuracy::torch;
+  if (text == "fast") return Accuracy::fast;
+  if (text == "fastest") return Accuracy::fastest;
+  TORCH_CHECK_VALUE(false, "fastconv: unknown accuracy class '", text, "'; known are: torch, fast, fastest");
+}
+
+bool all_at_least(IntArrayRef values, int64_t least) {
+  for (int64_t v : values)
+    if (v < least) return false;
+  return true;
+}
+
+// What is common to the passes: everything but dtype, strides, alignments, pass, bias and residual.
+ConvProblem geometry(IntArrayRef x, IntArrayRef weight, const ConvArguments& a) {
+  TORCH_CHECK(x.size() == 4, "Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: ", x);
+  TORCH_CHECK(weight.size() == 4, "expected a weight of 4 dimensions, but got weight of size ", weight);
+  check_list(a.stride, 2, "stride");
+  check_list(a.dilation, 2, "dilation");
+  check_list(a.padding, 4, "padding");
+  TORCH_CHECK(all_at_least(a.padding, 0), "negative padding is not supported");
+  TORCH_CHECK(all_at_least(a.stride, 1), "non-positive stride is not supported");
+  TORCH_CHECK(all_at_least(a.dilation, 1), "dilation should be greater than zero");
+  TORCH_CHECK(a.groups > 0, "non-positive groups is not supported");
+  TORCH_CHECK(all_at_least(x, 0) && all_at_least(weight, 0), "expected sizes of at least 0, but got input of size ", x,
+              " and weight of size ", weight);
+  TORCH_CHECK(weight[0] >= a.groups, "Given groups=", a.groups, ", expected weight to be at least ", a.groups,
+              " at dimension 0, but got weight of size ", weight, " instead");
+  TORCH_CHECK(weight[0] % a.groups == 0, "Given groups=", a.groups, ", expected weight to be divisible by ", a.groups,
+              " at dimension 0, but got weight of size [", weight, "] instead");
+  TORCH_CHECK(Wide{weight[1]} * a.groups == x[1], "Given groups=", a.groups, ", weight of size ", weight,
+              ", expected input", x, " to have ", weight[1], " x ", a.groups, " channels, but got ", x[1],
+              " channels instead");
+  for (int i = 0; i < 2; ++i) {
+    const Wide padded = Wide{x[2 + i]} + a.padding[i] + a.padding[2 + i];
+    const Wide window = Wide{a.dilation[i]} * (weight[2 + i] - 1) + 1;
+    TORCH_CHECK(padded < kLargest && window < kLargest && a.stride[i] < kLargest,
+                "fastconv: padded input, window or stride beyond 2^62: input of size ", x, ", weight of size ", weight,
+                ", stride=", a.stride, ", padding=", a.padding, ", dilation=", a.dilation);
+    TORCH_CHECK(padded >= window, "Calculated padded input size per channel: (", x[2] + a.padding[0] + a.padding[2],
+                " x ", x[3] + a.padding[1] + a.padding[3], "). Kernel size: (", a.dilation[0] * (weight[2] - 1) + 1,
+                " x ", a.dilation[1] * (weight[3] - 1) + 1, "). Kernel size can't be greater than actual input size");
+  }
+  TORCH_CHECK(weight[2] > 0 && weight[3] > 0, "fastconv: a kernel of ", weight[2], " x ", weight[3],
+              " has no elements: expected weight to be at least 1 x 1 at dimensions 2 and 3");
+  TORCH_CHECK(x[2] > 0 && x[3] > 0, "Only zero batch or zero channel inputs are supported, but got input shape: ", x);
+  ConvProblem p;
+  p.n = x[0], p.c = x[1], p.h = x[2], p.w = x[3];
+  p.k = weight[0], p.r = weight[2], p.s = weight[3];
+  p.stride_h = a.stride[0], p.stride_w = a.stride[1];
+  p.pad_top = a.padding[0], p.pad_left = a.padding[1], p.pad_bottom = a.padding[2], p.pad_right = a.padding[3];
+  p.dilation_h = a.dilation[0], p.dilation_w = a.dilation[1];
+  p.groups = a.groups;
+  p.activation = activation_of(a.activation);
+  p.accuracy = accuracy_of(a.accuracy);
+  p.deterministic = at::globalContext().deterministicAlgorithms();
+  return p;
+}
+
+// torch's rule for no input channels: the output has none either.
+Sizes4 output_sizes(const ConvProblem& p) { return {p.n, p.c == 0 ? 0 : p.k, p.p(), p.q()}; }
+
+at::MemoryFormat format_of_either(const Tensor& a, const Tensor& b) {
+  const bool last = format_of(a) == at::MemoryFormat::ChannelsLast || format_of(b) == at::MemoryFormat::ChannelsLast;
+  return last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+// Gradient passes read grad_output, and the forward's output as its mask.
+void take_grad_output(ConvProblem& p, ConvOperands& o, const Tensor& grad_output, const OptionalTensor& output) {
+  check_sizes(grad_output, output_sizes(p), "grad_output");
+  TORCH_CHECK_VALUE(output.has_value() == (p.activation != Activation::none),
+                    "fastconv: expected output with an activation, and only then");
+  if (output) {
+    check_same_kind(*output, "output", grad_output, "grad_output");
+    check_sizes(*output, output_sizes(p), "output");
+    p.aux_strides = strides_of(*output);
+    o.aux = output->const_data_ptr();
+  }
+  p.dtype = dtype_of(grad_output, "conv2d");
+  p.y_strides = strides_of(grad_output);
+  p.y_align = alignment_of(grad_output);
+  o.y = const_cast<void*>(grad_output.const_data_ptr());
+}
+
+}  // namespace
+
+Tensor conv2d(const Backend& backend, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+              const OptionalTensor& residual, const ConvArguments& a) {
+  ConvProblem p = geometry(input.sizes(), weight.sizes(), a);
+  p.dtype = dtype_of(input, "conv2d");
+  check_same_kind(weight, "weight", input, "input");
+  const Sizes4 sizes = output_sizes(p);
+  ConvOperands o;
+  Tensor contiguous_bias;
+  if (bias) {
+    TORCH_CHECK(bias->dim() == 1 && bias->size(0) == p.k, "Given weight of size ", weight.sizes(),
+                ", expected bias to be 1-dimensional with ", p.k, " elements, but got bias of size ", bias->sizes(),
+                " instead");
+    check_same_kind(*bias, "bias", input, "input");
+    contiguous_bias = bias->contiguous();  // a view may repeat or skip elements
+    o.bias = contiguous_bias.const_data_ptr();
+    p.bias = 1;
+  }
+  if (residual) {
+    check_same_kind(*residual, "residual", input, "input");
+    TORCH_CHECK(residual->sizes() == IntArrayRef(sizes), "fastconv: expected a residual of the output's size ",
+                IntArrayRef(sizes), ", but got ", residual->sizes());
+    p.residual = 1;
+    p.aux_strides = strides_of(*residual);
+    o.aux = residual->const_data_ptr();
+  }
+  Tensor out = at::empty(sizes, input.options(), format_of_either(input, weight));
+  if (out.numel() == 0) return out;
+  p.x_strides = strides_of(input), p.weight_strides = strides_of(weight), p.y_strides = strides_of(out);
+  p.x_align = alignment_of(input), p.weight_align = alignment_of(weight), p.y_align = alignment_of(out);
+  p.canonicalise();
+  o.x = const_cast<void*>(input.const_data_ptr());
+  o.weight = const_cast<void*>(weight.const_data_ptr());
+  o.y = out.mutable_data_ptr();
+  backend.run_conv(p, o, a.algorithm);
+  return out;
+}
+
+Tensor conv2d_grad_input(const Backend& backend, const Tensor& grad_output, const Tensor& weight,
+                         const OptionalTensor& output, IntArrayRef input_size, const ConvArguments& a) {
+  ConvProblem p = geometry(input_size, weight.sizes(), a);
+  p.pass = Pass::grad_input;
+  check_same_kind(weight, "weight", grad_output, "grad_output");
+  ConvOperands o;
+  take_grad_output(p, o, grad_output, output);
+  Tensor out = at::empty(input_size, grad_output.options(), format_of_either(grad_output, weight));
+  if (out.numel() == 0) return out;
+  p.x_strides = strides_of(out), p.weight_strides = strides_of(weight);
+  p.x_align = alignment_of(out), p.weight_align = alignment_of(weight);
+  p.canonicalise();
+  o.x = out.mutable_data_ptr();
+  o.weight = const_cast<void*>(weight.const_data_ptr());
+  backend.run_conv(p, o, a.algorithm);
+  return out;
+}
+
+std::tuple<Tensor, Tensor> conv2d_grad_weight(const Backend& backend, const Tensor& input, const Tensor& grad_output,
+                                              const OptionalTensor& output, IntArrayRef weight_size, bool bias,
+                                              const ConvArguments& a) {
+  ConvProblem p = geometry(input.sizes(), weight_size, a);
+  p.pass = Pass::grad_weight;
+  p.bias = bias;
+  check_same_kind(grad_output, "grad_output", input, "input");
+  ConvOperands o;
+  take_grad_output(p, o, grad_output, output);
+  Tensor out = at::empty(weight_size, input.options(), format_of_either(input, grad_output));
+  Tensor grad_bias = at::empty({bias ? p.k : 0}, input.options());
+  if (input.numel() == 0) return {out.zero_(), grad_bias.zero_()};
+  p.x_strides = strides_of(input), p.weight_strides = strides_of(out);
+  p.x_align = alignment_of(input), p.weight_align = alignment_of(out);
+  p.canonicalise();
+  o.x = const_cast<void*>(input.const_data_ptr());
+  o.weight = out.mutable_data_ptr();
+  if (bias) o.grad_bias = grad_bias.mutable_data_ptr();
+  backend.run_conv(p, o, a.algorithm);
+  return {std::move(out), std::move(grad_bias)};
+}
+
+}  // namespace fastconv::bindings

@@ -1,0 +1,57 @@
+// The operators torch.ops.fastconv.*: functional, their results never alias an argument.
+//
+// `padding` of a convolution has four entries: top, left, bottom, right. Every other list has two: height, width.
+// The algorithm and the accuracy class travel as arguments, because a thread-local would reach neither backward's
+// threads nor compiled graphs.
+#include <ATen/core/enum_tag.h>
+#include <torch/library.h>
+
+TORCH_LIBRARY(fastconv, m) {
+  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+  m.def(
+      "conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation, SymInt groups, str activation, str algorithm, str accuracy) -> Tensor",
+      tags);
+  // `output` is the forward's, given if and only if there is an activation: grad_output is masked by it on the fly.
+  m.def(
+      "conv2d_grad_input(Tensor grad_output, Tensor weight, Tensor? output, SymInt[] input_size, SymInt[] stride, "
+      "SymInt[] padding, SymInt[] dilation, SymInt groups, str activation, str algorithm, str accuracy) -> Tensor",
+      tags);
+  // The second result is grad_bias, of no elements unless `bias`.
+  m.def(
+      "conv2d_grad_weight(Tensor input, Tensor grad_output, Tensor? output, SymInt[] weight_size, bool bias, "
+      "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str activation, str algorithm, "
+      "str accuracy) -> (Tensor, Tensor)",
+      tags);
+  // `offsets` names the chosen element of each window, r * S + s, in 8, 16 or 32 bits; all ones: none.
+  m.def(
+      "max_pool2d(Tensor input, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+      "bool ceil_mode) -> (Tensor output, Tensor offsets)",
+      tags);
+  m.def(
+      "max_pool2d_values(Tensor input, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+      "bool ceil_mode) -> Tensor",
+      tags);
+  m.def(
+      "max_pool2d_backward(Tensor grad_output, Tensor offsets, SymInt[] input_size, SymInt[] kernel_size, "
+      "SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool ceil_mode) -> Tensor",
+      tags);
+  // The transpose of max_pool2d_backward: picks input at the offsets, 0 where there is none.
+  m.def(
+      "max_pool2d_gather(Tensor input, Tensor offsets, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation, bool ceil_mode) -> Tensor",
+      tags);
+  // Positions in the input's plane, as torch counts them; -1 where there is none.
+  m.def(
+      "max_pool2d_indices(Tensor offsets, SymInt[] input_size, SymInt[] kernel_size, SymInt[] stride, "
+      "SymInt[] padding, SymInt[] dilation, bool ceil_mode) -> Tensor",
+      tags);
+  m.def(
+      "avg_pool2d(Tensor input, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, bool ceil_mode, "
+      "bool count_include_pad, SymInt? divisor_override) -> Tensor",
+      tags);
+  m.def(
+      "avg_pool2d_backward(Tensor grad_output, SymInt[] input_size, SymInt[] kernel_size, SymInt[] stride, "
+      "SymInt[] padding, bool ceil_mode, bool count_include_pad, SymInt? divisor_override) -> Tensor",
+      tags);
+}

@@ -1,0 +1,70 @@
+// From tensors to problems and pointers: the operators without a device.
+//
+// Each function here checks its arguments completely (nothing below trusts less than a checked problem), allocates
+// the result in torch's memory format and hands problem and pointers to a backend. Messages are torch's where torch
+// has one; those that begin with "fastconv: " are our own, and the Python side passes them on as they are.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+#include "../core/table.h"
+
+namespace fastconv::bindings {
+
+using at::IntArrayRef;
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// What a dispatch key adds: the device, and how to run a problem on it.
+struct Backend {
+  Device device;
+  void (*run_conv)(const ConvProblem&, const ConvOperands&, std::string_view algorithm);
+  void (*run_pool)(const PoolProblem&, const PoolOperands&);
+};
+
+DType dtype_of(const Tensor&, const char* op);
+Strides4 strides_of(const Tensor&);
+uint8_t alignment_of(const Tensor&);  // log2 of bytes, as a problem holds it
+at::MemoryFormat format_of(const Tensor&);
+void check_list(IntArrayRef values, size_t count, const char* name);
+// `tensor` must live where `like` does, and hold the same dtype.
+void check_same_kind(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name);
+void check_sizes(const Tensor& tensor, const Sizes4& sizes, const char* name);
+
+// Arguments that the three passes of a convolution share. padding: top, left, bottom, right.
+struct ConvArguments {
+  IntArrayRef stride, padding, dilation;
+  int64_t groups;
+  std::string_view activation, algorithm, accuracy;
+};
+
+Tensor conv2d(const Backend&, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+              const OptionalTensor& residual, const ConvArguments&);
+Tensor conv2d_grad_input(const Backend&, const Tensor& grad_output, const Tensor& weight, const OptionalTensor& output,
+                         IntArrayRef input_size, const ConvArguments&);
+std::tuple<Tensor, Tensor> conv2d_grad_weight(const Backend&, const Tensor& input, const Tensor& grad_output,
+                                              const OptionalTensor& output, IntArrayRef weight_size, bool bias,
+                                              const ConvArguments&);
+
+struct PoolArguments {
+  IntArrayRef kernel_size, stride, padding, dilation;
+  bool ceil_mode = false;
+  bool count_include_pad = true;
+  std::optional<int64_t> divisor_override = {};
+};
+
+// offsets is undefined unless wanted.
+std::tuple<Tensor, Tensor> max_pool2d(const Backend&, const Tensor& input, const PoolArguments&, bool want_offsets);
+Tensor max_pool2d_backward(const Backend&, const Tensor& grad_output, const Tensor& offsets, IntArrayRef input_size,
+                           const PoolArguments&);
+Tensor max_pool2d_gather(const Backend&, const Tensor& input, const Tensor& offsets, const PoolArguments&);
+// The problem whose offsets these are; `indices` is allocated. The backend fills it.
+PoolProblem max_pool2d_indices(const Tensor& offsets, IntArrayRef input_size, const PoolArguments&, Tensor& indices);
+Tensor avg_pool2d(const Backend&, const Tensor& input, const PoolArguments&);
+Tensor avg_pool2d_backward(const Backend&, const Tensor& grad_output, IntArrayRef input_size, const PoolArguments&);
+
+}  // namespace fastconv::bindings
