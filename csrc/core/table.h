@@ -62,7 +62,8 @@ struct PoolOperands {
 
 struct Execution {
   Threads threads;
-  void* stream = nullptr;  // a cudaStream_t on CUDA
+  void* stream = nullptr;           // a cudaStream_t on CUDA
+  const void* prepacked = nullptr;  // what prepack() wrote for this very plan and weight, if the caller kept it
 };
 
 template <class Problem, class Plan, class Operands>
@@ -79,7 +80,11 @@ struct RowOf {
   void (*plan)(const Problem&, int threads, Plan& plan);  // fills everything but problem, row and threads
   Status (*run)(const Plan&, const Operands&, void* workspace, const Execution&);
 };
-struct ConvRow : RowOf<ConvProblem, ConvPlan, ConvOperands> {};
+struct ConvRow : RowOf<ConvProblem, ConvPlan, ConvOperands> {
+  // Transforms operands.weight into `prepacked` (plan.prepack_bytes, 64-byte aligned). run() does the same into the
+  // front of its workspace when Execution::prepacked is null. Null for rows that never transform a filter.
+  Status (*prepack)(const ConvPlan&, const ConvOperands&, void* prepacked, const Execution&);
+};
 struct PoolRow : RowOf<PoolProblem, PoolPlan, PoolOperands> {};
 
 const std::vector<ConvRow>& conv_rows();

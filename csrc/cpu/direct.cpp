@@ -152,4 +152,9 @@ Status direct_run(const ConvPlan& plan, const ConvOperands& operands, void* work
   return FASTCONV_DISPATCH(direct_gather, plan, operands, workspace, exec);
 }
 
+Status direct_prepack(const ConvPlan& plan, const ConvOperands& operands, void* prepacked, const Execution& exec) {
+  FASTCONV_DISPATCH(direct_pack_filter, plan, operands.weight, prepacked, exec.threads);
+  return {};
+}
+
 }  // namespace fastconv::cpu

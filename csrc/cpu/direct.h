@@ -9,6 +9,7 @@ namespace fastconv::cpu {
 Status direct_supports(const ConvProblem&);
 void direct_plan(const ConvProblem&, int threads, ConvPlan&);
 Status direct_run(const ConvPlan&, const ConvOperands&, void* workspace, const Execution&);
+Status direct_prepack(const ConvPlan&, const ConvOperands&, void* prepacked, const Execution&);
 
 // Names for ConvPlan::detail of this row. Forward and grad_input ("gather": every output value gathers its inputs):
 enum GatherDetail { kBandRows, kBandCols, kFilterChunks, kBandValues, kPackedFilter, kThreadBytes };
@@ -24,6 +25,7 @@ TileShape tile_shape(DType);
 
 FASTCONV_KERNEL(TileShape, kernel_tile_shape, DType)
 FASTCONV_KERNEL(Status, direct_gather, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)
+FASTCONV_KERNEL(void, direct_pack_filter, const ConvPlan&, const void* weight, void* packed, const Threads&)
 FASTCONV_KERNEL(Status, direct_weight, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)
 
 }  // namespace fastconv::cpu

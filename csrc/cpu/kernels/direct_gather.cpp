@@ -193,8 +193,9 @@ void run(const ConvPlan& plan, const ConvOperands& operands, void* workspace, co
   Threads threads = exec.threads;
   threads.count = static_cast<int>(smaller(threads.count, plan.threads));
   Arena arena(workspace);
-  A* filter = arena.take<A>(plan.detail[kPackedFilter]);
-  pack_filter(p, gather_of(p, 0), static_cast<const T*>(operands.weight), filter, threads);
+  A* own_filter = arena.take<A>(plan.detail[kPackedFilter]);
+  if (!exec.prepacked) pack_filter(p, gather_of(p, 0), static_cast<const T*>(operands.weight), own_filter, threads);
+  const A* filter = exec.prepacked ? static_cast<const A*>(exec.prepacked) : own_filter;
 
   for (int64_t phase = 0; phase < gather_phases(p); ++phase) {
     const GatherRun<T> gather{plan, p, operands, gather_of(p, phase), filter};
@@ -222,6 +223,16 @@ void run(const ConvPlan& plan, const ConvOperands& operands, void* workspace, co
 }
 
 }  // namespace
+
+void direct_pack_filter(const ConvPlan& plan, const void* weight, void* packed, const Threads& available) {
+  Threads threads = available;
+  threads.count = static_cast<int>(smaller(threads.count, plan.threads));
+  with_dtype(plan.problem.dtype, [&](auto v) {
+    using T = decltype(v);
+    pack_filter(plan.problem, gather_of(plan.problem, 0), static_cast<const T*>(weight),
+                static_cast<Compute<T>*>(packed), threads);
+  });
+}
 
 TileShape kernel_tile_shape(DType dtype) {
   return with_dtype(dtype, [](auto v) { return TileShape{kTileHeight, kTileWidth<Compute<decltype(v)>>}; });
