@@ -1,0 +1,1 @@
+"""What setup.py and the Makefile need to build fastconv. Not installed; uses the standard library alone."""

@@ -1,0 +1,157 @@
+"""The text of build.ninja: which source is compiled with which flags. Pure: sources in, text out.
+
+ninja runs in the repository root, so every source and object is named relative to it. That keeps
+the file right for clones whose path holds spaces, and compiler messages short.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Sequence
+
+from build_tools.switches import KERNEL_ISAS, Arch
+
+WARNINGS = ("-Wall", "-Wextra")
+COMMON = ("-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-DNDEBUG", "-Icsrc")
+# -ffast-math is left out for its -ffinite-math-only: NaN and infinities must come out exact.
+KERNEL_MATH = ("-O3", "-fno-math-errno", "-ffp-contract=fast")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Paths relative to the repository root."""
+
+    core: tuple[str, ...]
+    cpu: tuple[str, ...]
+    kernels: tuple[str, ...]
+    bindings: tuple[str, ...]
+    cuda: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    folder: str  # build/<key>, relative to the repository root
+    sources: Sources
+    compiler: str
+    isas: tuple[str, ...]
+    torch_includes: tuple[str, ...]
+    torch_lib: str
+    python_include: str
+    cxx11_abi: bool
+    cxxflags: tuple[str, ...] = ()
+    ldflags: tuple[str, ...] = ()
+    nvcc: str | None = None  # None: CUDA kernels are off
+    archs: tuple[Arch, ...] = ()
+    cuda_includes: tuple[str, ...] = ()
+    cudart: str = ""
+
+    @property
+    def output(self) -> str:
+        return f"{self.folder}/_C.so"
+
+    @property
+    def cuda(self) -> bool:
+        return self.nvcc is not None
+
+
+def flags_for_isa(isa: str) -> tuple[str, ...]:
+    return (*KERNEL_MATH, f"-DFASTCONV_ISA={isa}", *KERNEL_ISAS[isa])
+
+
+def isa_defines(isas: Sequence[str]) -> tuple[str, ...]:
+    """FASTCONV_HAVE_AVX2, ...: tells every file which kernels exist beside the scalar ones."""
+    return tuple(f"-DFASTCONV_HAVE_{isa.upper()}" for isa in isas if isa != "scalar")
+
+
+def bindings_flags(plan: Plan) -> tuple[str, ...]:
+    flags = ["-std=c++20", "-O2", "-DTORCH_EXTENSION_NAME=_C"]
+    flags.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(plan.cxx11_abi)}")
+    # Compiled with OpenMP so that at::parallel_for's pragmas count; not linked with it (see `render`).
+    flags.append("-fopenmp")
+    for path in (*plan.torch_includes, plan.python_include, *(plan.cuda_includes if plan.cuda else ())):
+        flags += ["-isystem", path]
+    if plan.cuda:
+        flags.append("-DFASTCONV_WITH_CUDA")
+    return tuple(flags)
+
+
+def nvcc_flags(plan: Plan) -> tuple[str, ...]:
+    flags = ["-std=c++17", "-O3", "-DNDEBUG", "-Icsrc", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-ccbin={plan.compiler}"]
+    for arch in plan.archs:
+        flags += arch.gencode
+    return tuple(flags)
+
+
+def link_flags(plan: Plan) -> tuple[str, ...]:
+    """No -fopenmp: torch has loaded its own OpenMP runtime, and a second one would run twice the threads."""
+    flags = [f"-L{plan.torch_lib}", "-ltorch_python", "-ltorch", "-ltorch_cpu", "-lc10"]
+    if plan.cuda:
+        flags += ["-ltorch_cuda", "-lc10_cuda", plan.cudart]
+    return tuple(flags)
+
+
+def _command(words: Sequence[str]) -> str:
+    return " ".join(shlex.quote(word) for word in words).replace("$", "$$")
+
+
+def _path(path: str) -> str:
+    return path.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _object(plan: Plan, source: str, isa: str = "") -> str:
+    path = PurePosixPath(source).relative_to("csrc")
+    return f"{plan.folder}/obj/{path.parent}/{isa + '/' if isa else ''}{path.name}.o"
+
+
+def compile_edges(plan: Plan) -> list[tuple[str, str, str]]:
+    """(rule, object, source) of every compilation."""
+    edges = [("core", _object(plan, s), s) for s in plan.sources.core]
+    edges += [("cpu", _object(plan, s), s) for s in plan.sources.cpu]
+    edges += [(f"kernel_{isa}", _object(plan, s, isa), s) for isa in plan.isas for s in plan.sources.kernels]
+    edges += [
+        ("bindings", _object(plan, s), s)
+        for s in plan.sources.bindings
+        if plan.cuda or PurePosixPath(s).name != "cuda.cpp"
+    ]
+    if plan.cuda:
+        edges += [("nvcc", _object(plan, s), s) for s in plan.sources.cuda]
+    return edges
+
+
+def render(plan: Plan) -> str:
+    common = (plan.compiler, *WARNINGS, *COMMON, *isa_defines(plan.isas))
+    plain = (*common, "-std=c++17")
+    rules = {
+        "core": (*plain, "-O2"),
+        "cpu": (*plain, *KERNEL_MATH),
+        "bindings": (*common, *bindings_flags(plan)),
+    }
+    for isa in plan.isas:
+        rules[f"kernel_{isa}"] = (*plain, *flags_for_isa(isa))
+    if plan.nvcc:
+        rules["nvcc"] = (plan.nvcc, *nvcc_flags(plan))
+
+    lines = ["ninja_required_version = 1.5", f"builddir = {_path(plan.folder)}", ""]
+    for name, words in rules.items():
+        extra = () if name == "nvcc" else plan.cxxflags
+        lines += [
+            f"rule {name}",
+            f"  command = {_command((*words, *extra))} -MD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            f"  description = {name} $in",
+            "",
+        ]
+    lines += [
+        "rule link",
+        f"  command = {_command((plan.compiler, '-shared'))} $in -o $out {_command((*link_flags(plan), *plan.ldflags))}",
+        "  description = link $out",
+        "",
+    ]
+    edges = compile_edges(plan)
+    lines += [f"build {_path(obj)}: {rule} {_path(source)}" for rule, obj, source in edges]
+    lines += ["", f"build {_path(plan.output)}: link {' '.join(_path(obj) for _, obj, _ in edges)}"]
+    lines += [f"default {_path(plan.output)}", ""]
+    return "\n".join(lines)
