@@ -1,0 +1,36 @@
+# make bench    set up, build, run VGG-16 on a photo      BENCH_ARGS="alexnet --image china"
+# make test     set up, build, run the tests              TEST_ARGS="-k pool -x"
+# make build    set up, build
+# make clean    undo all three
+#
+# PYTHON=...    the interpreter to start from (default python3). With torch >= 2.10 it is used itself, else .venv is made.
+# PIP_ARGS=...  for pip, e.g. an index of CPU builds of torch
+# FASTCONV_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CXX reach the build.
+
+PYTHON ?= python3
+BENCH_ARGS ?= vgg16 --image china
+TEST_ARGS ?=
+
+# Prints the interpreter to use, after setting it up; ninja decides what of the extension is stale.
+SETUP = python="$$($(PYTHON) build_tools/environment.py)"
+BUILD = "$$python" setup.py --quiet build_ext --inplace
+
+export PIP_ARGS
+.PHONY: help bench test build clean
+
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+build:
+	@$(SETUP) && $(BUILD)
+
+bench:
+	@$(SETUP) && $(BUILD) && "$$python" -m benchmarks run $(BENCH_ARGS)
+
+test:
+	@$(SETUP) && $(BUILD) && "$$python" -m pytest $(TEST_ARGS)
+
+clean:
+	rm -rf build dist .venv *.egg-info .pytest_cache .hypothesis
+	rm -f fastconv/_C*.so fastconv/_C*.pyd fastconv/_build_info.json
+	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
