@@ -1,0 +1,32 @@
+"""fastconv: convolution and pooling layers for PyTorch with hand-written kernels.
+
+    import fastconv
+    model = fastconv.convert(model)          # torch.nn layers -> fastconv.nn layers
+    print(fastconv.explain("conv n1c64h56w56 k64r3s3 st1 pd1 dl1 g1 f32 nchw fwd"))
+    fastconv.doctor()                        # what was built, what runs here
+"""
+
+from . import functional, nn, ops
+from ._extension import ExtensionError
+from ._version import __version__
+from .convert import convert, unconvert
+from .doctor import doctor
+from .selection import algorithm
+
+__all__ = [
+    "ExtensionError",
+    "__version__",
+    "algorithm",
+    "convert",
+    "doctor",
+    "functional",
+    "nn",
+    "unconvert",
+]
+
+# Import never fails for want of the extension: the first use of an operator raises this error, which names the cure.
+# Loading it now lets torch.export.load and torch.ops.fastconv find the operators after a bare `import fastconv`.
+try:
+    ops.extension()
+except ExtensionError:
+    pass

@@ -1,0 +1,60 @@
+"""Loads the extension and completes its operators: shapes, derivatives, vmap rules, FLOP counts.
+
+The operators are this module's attributes: `ops.conv2d` is `torch.ops.fastconv.conv2d.default`, and so on. The first
+access loads the extension and raises `ExtensionError`, with the cure, if that is impossible. Importing fastconv tries
+at once, so that graphs saved with torch.export find their operators, but never fails.
+"""
+
+import torch
+
+from . import _extension
+
+OPERATORS = (
+    "conv2d",
+    "conv2d_grad_input",
+    "conv2d_grad_weight",
+    "max_pool2d",
+    "max_pool2d_values",
+    "max_pool2d_backward",
+    "max_pool2d_gather",
+    "max_pool2d_indices",
+    "avg_pool2d",
+    "avg_pool2d_backward",
+)
+
+_loaded = None
+
+
+def extension():
+    """The compiled module fastconv._C. Raises ExtensionError if it is missing or was built for another torch."""
+    global _loaded
+    if _loaded is None:
+        module = _extension.load()
+        for name in OPERATORS:
+            globals()[name] = getattr(torch.ops.fastconv, name).default
+        _complete()
+        _loaded = module
+    return _loaded
+
+
+def _complete():
+    from torch.utils.flop_counter import register_flop_formula
+
+    from . import _shapes, _vmap, autograd
+
+    for name in OPERATORS:
+        operator = globals()[name]
+        torch.library.register_fake(operator, _shapes.FAKES[name])
+        torch.library.register_vmap(operator, _vmap.RULES[name])
+        formula = autograd.FORMULAS.get(name)
+        if formula is not None:
+            torch.library.register_autograd(operator, formula.backward, setup_context=formula.setup_context)
+    for name, count in _shapes.FLOPS.items():
+        register_flop_formula(getattr(torch.ops.fastconv, name))(count)
+
+
+def __getattr__(name):
+    if name in OPERATORS:
+        extension()
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,51 @@
+"""Forcing an algorithm, and asking which one would run and why (see `fastconv.explain`)."""
+
+# A plain global, process-wide: torch.compile guards on it and recompiles, where a ContextVar breaks the graph.
+_forced = "auto"
+
+
+def known_algorithms():
+    """Names of the convolution algorithms of this build, in the table's order; "auto" is understood besides."""
+    from . import ops
+
+    rows = ops.extension().algorithms()
+    return list(dict.fromkeys(row["name"] for row in rows if row["kind"] == "conv"))
+
+
+def check_algorithm(name):
+    """Raises TypeError or ValueError (listing the known names) unless `name` is "auto" or a known algorithm."""
+    if not isinstance(name, str):
+        raise TypeError(f"fastconv: algorithm must be a str, but got {type(name).__name__}")
+    if name != "auto" and name not in known_algorithms():
+        raise ValueError(f"fastconv: unknown algorithm '{name}'; known are: auto, {', '.join(known_algorithms())}")
+    return name
+
+
+def resolve(name):
+    """The algorithm that an operator's argument `algorithm=name` means now: itself, or the forced one for "auto"."""
+    return _forced if name == "auto" else name
+
+
+class algorithm:
+    """`with fastconv.algorithm("im2col"):` forces convolutions called inside to run that algorithm.
+
+    The choice is made in the forward pass and kept for its backward, wherever that runs. Passes that the algorithm
+    does not list choose as usual; a listed one that refuses the problem raises NotImplementedError with the reason of
+    every row. An explicit `algorithm=` of a call wins. Holds for all threads of the process. Pooling is not affected.
+
+    Raises ValueError at once for an unknown name, listing the known ones.
+    """
+
+    def __init__(self, name):
+        self.name = check_algorithm(name)
+        self._previous = []
+
+    def __enter__(self):
+        global _forced
+        self._previous.append(_forced)
+        _forced = self.name
+        return self
+
+    def __exit__(self, *exception):
+        global _forced
+        _forced = self._previous.pop()
