@@ -9,7 +9,7 @@
 from . import functional, nn, ops
 from ._extension import ExtensionError
 from ._version import __version__
-from .convert import convert, unconvert
+from .convert import conversion_report, convert, unconvert
 from .doctor import doctor
 from .selection import algorithm
 
@@ -17,6 +17,7 @@ __all__ = [
     "ExtensionError",
     "__version__",
     "algorithm",
+    "conversion_report",
     "convert",
     "doctor",
     "functional",
