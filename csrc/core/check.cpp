@@ -109,7 +109,8 @@ std::string problem_with(const ConvProblem& p) {
 
 std::string problem_with(const PoolProblem& p) {
   std::string bad = below({{"n", p.n}, {"c", p.c}, {"h", p.h}, {"w", p.w}, {"pad_top", p.pad_top},
-                           {"pad_left", p.pad_left}, {"p", p.p}, {"q", p.q}}, 0);
+                           {"pad_left", p.pad_left}}, 0);
+  if (bad.empty() && p.adaptive) bad = below({{"p", p.p}, {"q", p.q}}, 0);
   if (bad.empty())
     bad = below({{"r", p.r}, {"s", p.s}, {"stride_h", p.stride_h}, {"stride_w", p.stride_w},
                  {"dilation_h", p.dilation_h}, {"dilation_w", p.dilation_w}}, 1);
@@ -133,7 +134,7 @@ std::string problem_with(const PoolProblem& p) {
     const Checked h = travel(p.h, p.pad_top, p.pad_top, p.r, p.dilation_h) + p.stride_h;
     const Checked w = travel(p.w, p.pad_left, p.pad_left, p.s, p.dilation_w) + p.stride_w;
     if (h.overflow || w.overflow) return "the padded size does not fit into 64 bits";
-    if (p.pad_top > (p.dilation_h * (p.r - 1) + 1) / 2 || p.pad_left > (p.dilation_w * (p.s - 1) + 1) / 2)
+    if (p.pad_top > p.r / 2 || p.pad_left > p.s / 2)  // torch's rule, which leaves dilation out
       return "the padding is more than half of the window";
     const int64_t rows = PoolProblem::output_size(p.h, p.r, p.stride_h, p.pad_top, p.dilation_h, p.ceil_mode);
     const int64_t columns = PoolProblem::output_size(p.w, p.s, p.stride_w, p.pad_left, p.dilation_w, p.ceil_mode);

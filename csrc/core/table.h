@@ -31,6 +31,7 @@ struct PlanOf {
   int threads = 1;              // planned for this many
   int64_t workspace_bytes = 0;  // scratch for one call, prepack_bytes included
   int64_t prepack_bytes = 0;    // the part that holds the transformed filter
+  int64_t prepack_key = 0;      // distinguishes a row's transformed layouts of one filter (a tile size, say)
   int64_t executed_macs = 0;    // multiplications really done (Winograd: fewer; tile waste: more)
   double cost = 0;              // predicted seconds, by the row's own model
   int64_t detail[12] = {};      // the row's own numbers: tiles, bands, splits
