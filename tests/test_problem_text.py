@@ -184,7 +184,8 @@ def test_fields_of_an_example():
         # the shortest spelling wins
         ("conv n1c2h8w8 k2r3s3 st2x2 pd1,1,1,1 dl1x1 g1 f32 x:nhwc w:nhwc y:nhwc fwd",
          "conv n1c2h8w8 k2r3s3 st2 pd1 dl1 g1 f32 nhwc fwd"),
-        ("conv n1c2h8w8 k2r3s3 st1 pd0,2,0,2 dl1 g1 f32 nchw fwd", "conv n1c2h8w8 k2r3s3 st1 pd0x2 dl1 g1 f32 nchw fwd"),
+        ("conv n1c2h8w8 k2r3s3 st1 pd0,2,0,2 dl1 g1 f32 nchw fwd",
+         "conv n1c2h8w8 k2r3s3 st1 pd0x2 dl1 g1 f32 nchw fwd"),
         # one channel: both orders hold, and nchw is the one that is written
         ("conv n2c1h8w8 k1r3s3 st1 pd1 dl1 g1 f32 nhwc fwd", "conv n2c1h8w8 k1r3s3 st1 pd1 dl1 g1 f32 nchw fwd"),
         # only x can tell the orders apart, so its order is everybody's

@@ -1,4 +1,4 @@
-"""Selection: forced, else the cheapest row that supports the problem; refusals with every row's reason; the plan cache."""
+"""Selection: forced, else the cheapest row that supports the problem; refusals with every reason; the plan cache."""
 
 import os
 import shutil
@@ -134,7 +134,8 @@ def test_a_forced_row_runs_what_it_supports(row, text):
 def test_auto_takes_the_cheapest(threads, word):
     text = CONV.replace("fwd", word)
     answers = _C.explain(text, threads)
-    assert [(a["name"], a["device"]) for a in answers] == [(r["name"], r["device"]) for r in ROWS if r["kind"] == "conv"]
+    rows = [row for row in ROWS if row["kind"] == "conv"]
+    assert [(a["name"], a["device"]) for a in answers] == [(row["name"], row["device"]) for row in rows]
     able = [a for a in answers if a["ok"]]
     assert all(a["cost"] > 0 for a in able)
     chosen = [a for a in answers if a["chosen"]]
