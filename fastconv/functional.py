@@ -55,6 +55,12 @@ def conv2d(
     if torch.compiler.is_compiling():
         return _conv2d(input, weight, bias, stride, padding, dilation, groups, activation, residual, algorithm)
     try:
+        output = ops.functional_conv2d(
+            input, weight, bias, residual, stride, padding, dilation, groups, activation,
+            selection.resolve(algorithm), _ACCURACY,
+        )  # fmt: skip
+        if output is not None:
+            return output
         return _conv2d(input, weight, bias, stride, padding, dilation, groups, activation, residual, algorithm)
     except _ARGUMENT_ERRORS as error:
         raise _as_torch(error, F.conv2d, input, weight, bias, stride, padding, dilation, groups) from None
@@ -84,6 +90,10 @@ def max_pool2d(
     if torch.compiler.is_compiling():
         return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     try:
+        if not return_indices:
+            output = ops.functional_max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+            if output is not None:
+                return output
         return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     except _ARGUMENT_ERRORS as error:
         raise _as_torch(
@@ -104,6 +114,11 @@ def avg_pool2d(
     if torch.compiler.is_compiling():
         return _avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     try:
+        output = ops.functional_avg_pool2d(
+            input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        )
+        if output is not None:
+            return output
         return _avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     except _ARGUMENT_ERRORS as error:
         raise _as_torch(

@@ -3,6 +3,10 @@
 The operators are this module's attributes: `ops.conv2d` is `torch.ops.fastconv.conv2d.default`, and so on. The first
 access loads the extension and raises `ExtensionError`, with the cure, if that is impossible. Importing fastconv tries
 at once, so that graphs saved with torch.export find their operators, but never fails.
+
+Beside each operator stands `eager_<name>`, the short way for plain eager calls (see csrc/bindings/eager.cpp): the
+operator's result, or None where the call must go through torch's dispatcher. The `functional_` ones take the
+arguments as functional.py does, e.g. a single int as stride.
 """
 
 import torch
@@ -22,6 +26,13 @@ OPERATORS = (
     "avg_pool2d_backward",
 )
 
+SHORT_WAYS = (
+    "functional_conv2d",
+    "functional_max_pool2d",
+    "functional_avg_pool2d",
+    *(f"eager_{name}" for name in OPERATORS),
+)
+
 _loaded = None
 
 
@@ -32,6 +43,8 @@ def extension():
         module = _extension.load()
         for name in OPERATORS:
             globals()[name] = getattr(torch.ops.fastconv, name).default
+        for name in SHORT_WAYS:
+            globals()[name] = getattr(module, name)
         _complete()
         _loaded = module
     return _loaded
@@ -54,7 +67,7 @@ def _complete():
 
 
 def __getattr__(name):
-    if name in OPERATORS:
+    if name in OPERATORS or name in SHORT_WAYS:
         extension()
         return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include "../core/selector.h"
+#include "filter_cache.h"
 
 namespace fastconv::bindings {
 namespace {
@@ -46,15 +47,22 @@ class Workspace {
 };
 
 template <class Problem, class Operands, class Plan>
-void run_plan(const Problem& problem, const Operands& operands, const Plan& plan) {
+void run_plan(const Problem& problem, const Operands& operands, const Plan& plan, const Execution& exec) {
+  // A filter that was kept leaves its part of the workspace untouched: those pages are never even mapped.
   Workspace workspace(plan.workspace_bytes);
-  const Status status = plan.row->run(plan, operands, workspace.data(), execution(plan.threads));
+  const Status status = plan.row->run(plan, operands, workspace.data(), exec);
   TORCH_CHECK(status.ok(), "fastconv: ", plan.row->name, " failed on ", text(problem), ": ", status.reason());
 }
 
-void run_conv(const ConvProblem& problem, const ConvOperands& operands, std::string_view algorithm) {
+void run_conv(const ConvProblem& problem, const ConvOperands& operands, const Tensor& weight,
+              std::string_view algorithm) {
   try {
-    run_plan(problem, operands, select(problem, Device::cpu, thread_count(), algorithm));
+    const ConvPlan plan = select(problem, Device::cpu, thread_count(), algorithm);
+    Execution exec = execution(plan.threads);
+    std::shared_ptr<const void> filter;
+    if (weight.defined()) filter = kept_filter(plan, operands, weight, exec);
+    exec.prepacked = filter.get();
+    run_plan(problem, operands, plan, exec);
   } catch (const Refusal& refusal) {
     TORCH_CHECK_NOT_IMPLEMENTED(false, refusal.message);
   }
@@ -62,7 +70,8 @@ void run_conv(const ConvProblem& problem, const ConvOperands& operands, std::str
 
 void run_pool(const PoolProblem& problem, const PoolOperands& operands) {
   try {
-    run_plan(problem, operands, select(problem, Device::cpu, thread_count()));
+    const PoolPlan& plan = select(problem, Device::cpu, thread_count());
+    run_plan(problem, operands, plan, execution(plan.threads));
   } catch (const Refusal& refusal) {
     TORCH_CHECK_NOT_IMPLEMENTED(false, refusal.message);
   }
@@ -90,9 +99,7 @@ void write_indices(const PoolProblem& p, const Offset* offsets, int64_t* indices
 
 }  // namespace
 
-const Backend kCpu{Device::cpu, run_conv, run_pool};
-
-namespace {
+static const Backend kCpu{Device::cpu, run_conv, run_pool};
 
 Tensor cpu_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                   const OptionalTensor& residual, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
@@ -167,7 +174,6 @@ Tensor cpu_avg_pool2d_backward(const Tensor& grad_output, IntArrayRef input_size
                              {kernel_size, stride, padding, {}, ceil_mode, count_include_pad, divisor_override});
 }
 
-}  // namespace
 }  // namespace fastconv::bindings
 
 TORCH_LIBRARY_IMPL(fastconv, CPU, m) {

@@ -9,7 +9,9 @@
 
 #include "../core/selector.h"
 #include "../cpu/isa.h"
+#include "eager.h"
 #include "problem_dict.h"
+#include "testing.h"
 
 namespace {
 
@@ -228,4 +230,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cpu_isa", [] { return std::string(cpu::name(cpu::isa())); }, "The instruction set in use.");
   m.def("set_cpu_isa", &set_cpu_isa, py::arg("name"),
         "Changes the instruction set for the calls that follow. Raises RuntimeError if it is not usable here.");
+  bindings::add_testing(m);
+  if (!add_eager_functions(m.ptr())) throw py::error_already_set();
 }
