@@ -12,6 +12,8 @@ import json
 import sys
 from pathlib import Path
 
+from ._version import __version__
+
 PACKAGE = Path(__file__).resolve().parent
 INFO_NAME = "_build_info.json"
 
@@ -40,8 +42,9 @@ def build_info(package: Path = PACKAGE) -> dict | None:
         raise ExtensionError(f"fastconv: {package / INFO_NAME} cannot be read: {error}") from error
     try:
         info = json.loads(text)
-        if not isinstance(info, dict) or not all(isinstance(info.get(k), str) for k in ("torch", "python", "extension")):
-            raise ValueError("torch, python or extension is missing")
+        needed = ("fastconv", "torch", "python", "extension")
+        if not isinstance(info, dict) or not all(isinstance(info.get(name), str) for name in needed):
+            raise ValueError(f"not all of {', '.join(needed)} are there")
     except ValueError as error:
         raise ExtensionError(
             f"fastconv: {package / INFO_NAME} is damaged ({error}); rebuild: {rebuild_command(package)}"
@@ -70,6 +73,8 @@ def find_problem(package: Path, torch_version: str, suffixes: list[str] | None =
     if info["extension"] not in [f"_C{suffix}" for suffix in suffixes]:
         running = sys.version.split()[0]
         return f"fastconv: the extension was built for Python {info['python']}, this is Python {running}; {cure}"
+    if info["fastconv"] != __version__:
+        return f"fastconv: the extension was built from fastconv {info['fastconv']}, this is {__version__}; {cure}"
     if info["torch"] != torch_version:
         return f"fastconv: the extension was built for torch {info['torch']}, this is torch {torch_version}; {cure}"
     return None
