@@ -135,7 +135,7 @@ Tensor conv2d(const Backend& backend, const Tensor& input, const Tensor& weight,
   o.x = const_cast<void*>(input.const_data_ptr());
   o.weight = const_cast<void*>(weight.const_data_ptr());
   o.y = out.mutable_data_ptr();
-  backend.run_conv(p, o, a.algorithm);
+  backend.run_conv(p, o, weight, a.algorithm);
   return out;
 }
 
@@ -153,7 +153,7 @@ Tensor conv2d_grad_input(const Backend& backend, const Tensor& grad_output, cons
   p.canonicalise();
   o.x = out.mutable_data_ptr();
   o.weight = const_cast<void*>(weight.const_data_ptr());
-  backend.run_conv(p, o, a.algorithm);
+  backend.run_conv(p, o, weight, a.algorithm);
   return out;
 }
 
@@ -175,7 +175,7 @@ std::tuple<Tensor, Tensor> conv2d_grad_weight(const Backend& backend, const Tens
   o.x = const_cast<void*>(input.const_data_ptr());
   o.weight = out.mutable_data_ptr();
   if (bias) o.grad_bias = grad_bias.mutable_data_ptr();
-  backend.run_conv(p, o, a.algorithm);
+  backend.run_conv(p, o, {}, a.algorithm);
   return {std::move(out), std::move(grad_bias)};
 }
 

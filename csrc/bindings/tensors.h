@@ -22,7 +22,8 @@ using OptionalTensor = std::optional<Tensor>;
 // What a dispatch key adds: the device, and how to run a problem on it.
 struct Backend {
   Device device;
-  void (*run_conv)(const ConvProblem&, const ConvOperands&, std::string_view algorithm);
+  // `weight` is the tensor behind operands.weight, so that its transformed form can be kept; undefined in grad_weight.
+  void (*run_conv)(const ConvProblem&, const ConvOperands&, const Tensor& weight, std::string_view algorithm);
   void (*run_pool)(const PoolProblem&, const PoolOperands&);
 };
 
