@@ -1,11 +1,9 @@
 """Batching rules: how one call does the work of a batch of calls.
 
 A batch of inputs joins the batch dimension; a batch of filters becomes groups. Both are single calls of the same
-operators. The rules serve torch.vmap on the operators and on the autograd Functions: one rule for each operator, of
-the operator's own arguments.
+operators. One rule for each operator: `rule(operator, info, in_dims, *args)`, where `operator` is what to call, the
+operator itself or its autograd Function, and the rest is as torch.library.register_vmap and Function.vmap have it.
 """
-
-from . import autograd
 
 
 def _front(tensor, dim, size):
@@ -27,11 +25,11 @@ def _joined_size(sizes, size, at):
     return [*sizes[:at], size * sizes[at], *sizes[at + 1 :]]
 
 
-def conv2d(info, in_dims, x, w, b, res, stride, padding, dilation, groups, *rest):
+def conv2d(operator, info, in_dims, x, w, b, res, stride, padding, dilation, groups, *rest):
     size = info.batch_size
     dx, dw, db, dres = in_dims[:4]
     if dw is None and db is None:
-        y = autograd.conv2d(
+        y = operator(
             _join(x, dx, size, 0), w, b, _join(res, dres, size, 0), stride, padding, dilation, groups, *rest
         )
         return y.unflatten(0, (size, -1)), 0
@@ -39,7 +37,7 @@ def conv2d(info, in_dims, x, w, b, res, stride, padding, dilation, groups, *rest
         joined, groups = x, 1
     else:
         joined, groups = _join(x, dx, size, 1), size * groups
-    y = autograd.conv2d(
+    y = operator(
         joined,
         _join(w, dw, size, 0),
         _join(b, db, size, 0),
@@ -53,11 +51,11 @@ def conv2d(info, in_dims, x, w, b, res, stride, padding, dilation, groups, *rest
     return y.unflatten(1, (size, -1)), 1
 
 
-def conv2d_grad_input(info, in_dims, gy, w, y, input_size, stride, padding, dilation, groups, *rest):
+def conv2d_grad_input(operator, info, in_dims, gy, w, y, input_size, stride, padding, dilation, groups, *rest):
     size = info.batch_size
     dgy, dw, dy = in_dims[:3]
     at = 0 if dw is None else 1
-    gx = autograd.grad_input(
+    gx = operator(
         _join(gy, dgy, size, at),
         w if dw is None else _join(w, dw, size, 0),
         _join(y, dy, size, at),
@@ -71,10 +69,12 @@ def conv2d_grad_input(info, in_dims, gy, w, y, input_size, stride, padding, dila
     return gx.unflatten(at, (size, -1)), at
 
 
-def conv2d_grad_weight(info, in_dims, x, gy, y, weight_size, bias, stride, padding, dilation, groups, *rest):
+def conv2d_grad_weight(
+    operator, info, in_dims, x, gy, y, weight_size, bias, stride, padding, dilation, groups, *rest
+):
     size = info.batch_size
     dx, dgy, dy = in_dims[:3]
-    gw, gb = autograd.grad_weight(
+    gw, gb = operator(
         _join(x, dx, size, 1),
         _join(gy, dgy, size, 1),
         _join(y, dy, size, 1),
@@ -89,10 +89,10 @@ def conv2d_grad_weight(info, in_dims, x, gy, y, weight_size, bias, stride, paddi
     return (gw.unflatten(0, (size, -1)), gb.reshape(size, -1)), (0, 0)
 
 
-def _fold(operator, tensors, size_at=None):
+def _fold(tensors, size_at=None):
     """The rule of a pool: every tensor's batch joins the batch dimension; so does the one of `input_size`, if any."""
 
-    def rule(info, in_dims, *args):
+    def rule(operator, info, in_dims, *args):
         size = info.batch_size
         args = list(args)
         for i in range(tensors):
@@ -111,11 +111,11 @@ RULES = {
     "conv2d": conv2d,
     "conv2d_grad_input": conv2d_grad_input,
     "conv2d_grad_weight": conv2d_grad_weight,
-    "max_pool2d": _fold(autograd.max_pool, 1),
-    "max_pool2d_values": _fold(autograd.max_pool_values, 1),
-    "max_pool2d_backward": _fold(autograd.max_pool_backward, 2, size_at=2),
-    "max_pool2d_gather": _fold(autograd.max_pool_gather, 2),
-    "max_pool2d_indices": _fold(autograd.max_pool_indices, 1, size_at=1),
-    "avg_pool2d": _fold(autograd.avg_pool, 1),
-    "avg_pool2d_backward": _fold(autograd.avg_pool_backward, 1, size_at=1),
+    "max_pool2d": _fold(1),
+    "max_pool2d_values": _fold(1),
+    "max_pool2d_backward": _fold(2, size_at=2),
+    "max_pool2d_gather": _fold(2),
+    "max_pool2d_indices": _fold(1, size_at=1),
+    "avg_pool2d": _fold(1),
+    "avg_pool2d_backward": _fold(1, size_at=1),
 }

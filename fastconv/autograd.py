@@ -84,7 +84,7 @@ class Differentiable:
         def vmap(info, in_dims, *args):
             from ._vmap import RULES
 
-            return RULES[self.name](info, in_dims, *args)
+            return RULES[self.name](self, info, in_dims, *args)
 
         def jvp(ctx, *tangents):
             return self._jvp(ctx, *tangents[: self.tensors])

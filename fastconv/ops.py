@@ -9,6 +9,8 @@ operator's result, or None where the call must go through torch's dispatcher. Th
 arguments as functional.py does, e.g. a single int as stride.
 """
 
+from functools import partial
+
 import torch
 
 from . import _extension
@@ -58,7 +60,7 @@ def _complete():
     for name in OPERATORS:
         operator = globals()[name]
         torch.library.register_fake(operator, _shapes.FAKES[name])
-        torch.library.register_vmap(operator, _vmap.RULES[name])
+        torch.library.register_vmap(operator, partial(_vmap.RULES[name], operator))
         formula = autograd.FORMULAS.get(name)
         if formula is not None:
             torch.library.register_autograd(operator, formula.backward, setup_context=formula.setup_context)
