@@ -1,0 +1,263 @@
+// Average-pooling, forward and gradient. Sums are kept in Compute<T> and divided once; int64 divides like torch,
+// truncating, and in the gradient before summing.
+#include "pool_grad_loops.h"
+
+namespace fastconv::cpu::FASTCONV_ISA {
+namespace {
+
+// The divisor of every window: an override, or the product of what each axis contributes.
+struct Divisor {
+  Axis rows, columns;
+  int64_t override_by;
+  bool count_pad;
+
+  explicit Divisor(const PoolProblem& d)
+      : rows(vertical(d)), columns(horizontal(d)), override_by(d.divisor), count_pad(d.count_include_pad) {}
+  int64_t row(int64_t p) const { return override_by ? override_by : rows.divisor(p, count_pad); }
+  int64_t column(int64_t q) const { return override_by ? 1 : columns.divisor(q, count_pad); }
+  int64_t at(int64_t p, int64_t q) const { return row(p) * column(q); }
+};
+
+template <class A>
+inline A divide(A sum, int64_t divisor) {
+  if constexpr (std::is_integral_v<A>) {
+    // -1 apart: the one quotient that overflows would trap.
+    return divisor == -1 ? A(0) - sum : static_cast<A>(static_cast<int64_t>(sum) / divisor);
+  } else {
+    return sum / static_cast<A>(divisor);
+  }
+}
+
+template <class S>
+struct Mean {
+  using T = S;
+  using E = Compute<S>;
+  Divisor divisor;
+  const E* column_divisors;  // rows path: of every column, and kMargin more
+  E row_divisor = 1;
+
+  static constexpr E identity() { return E(0); }
+  static Vec<E> load(const T* p) { return load_wide<T>(p); }
+  static Vec<E> combine(Vec<E> sum, Vec<E> v) { return sum + v; }
+  void begin_row(int64_t p) { row_divisor = static_cast<E>(divisor.row(p)); }
+  Vec<E> finish_row(Vec<E> sum, int64_t q) const {
+    return sum / (row_divisor * cpu::FASTCONV_ISA::load(column_divisors + q));
+  }
+  Vec<E> finish(Vec<E> sum, int64_t p, int64_t q) const { return sum / static_cast<E>(divisor.at(p, q)); }
+  static void store(T* p, Vec<E> v) { store_narrow<T>(p, v); }
+};
+
+// Shared memory of the rows paths: S shifts, then this.
+template <class A>
+A* column_divisors(const Divisor& divisor, const PoolProblem& d, void* workspace) {
+  A* const table = reinterpret_cast<A*>(static_cast<int64_t*>(workspace) + d.s);
+  for (int64_t q = 0; q < d.q + kMargin; ++q) table[q] = static_cast<A>(q < d.q ? divisor.column(q) : 1);
+  return table;
+}
+
+template <class T>
+void planes(const PoolPlan& plan, const PoolOperands& operands, const Threads& threads) {
+  using A = Compute<T>;
+  const PoolProblem& d = plan.problem;
+  const Divisor divisor(d);
+  const Axis rows = divisor.rows, columns = divisor.columns;
+  parallel_tasks(threads, tasks_of(plan), [&](int, int64_t task) {
+    const Share share = share_of(plan, task);
+    for (int64_t unit = share.unit; unit < share.unit_end; ++unit) {
+      const int64_t n = unit / d.c, c = unit % d.c;
+      const T* const x = static_cast<const T*>(operands.x) + n * d.x_strides[0] + c * d.x_strides[1];
+      T* const y = static_cast<T*>(operands.y) + n * d.y_strides[0] + c * d.y_strides[1];
+      for (int64_t p = share.row; p < share.row_end; ++p) {
+        for (int64_t q = 0; q < d.q; ++q) {
+          A sum(0);
+          for (int64_t r = rows.first(p); r < rows.last(p); ++r)
+            for (int64_t s = columns.first(q); s < columns.last(q); ++s)
+              sum += widen(x[(rows.start(p) + r) * d.x_strides[2] + (columns.start(q) + s) * d.x_strides[3]]);
+          y[p * d.y_strides[2] + q * d.y_strides[3]] = narrow<T>(divide(sum, divisor.at(p, q)));
+        }
+      }
+    }
+  });
+}
+
+template <class T>
+void planes_grad(const PoolPlan& plan, const PoolOperands& operands, void* workspace, const Threads& threads) {
+  using A = Compute<T>;
+  const PoolProblem& d = plan.problem;
+  const Divisor divisor(d);
+  const CoverTable columns(divisor.columns, workspace);
+  parallel_tasks(threads, tasks_of(plan), [&](int thread, int64_t task) {
+    const Share share = share_of(plan, task);
+    Cover* const covers = scratch_of<Cover>(plan, workspace, thread);
+    for (int64_t unit = share.unit; unit < share.unit_end; ++unit) {
+      const int64_t n = unit / d.c, c = unit % d.c;
+      T* const dx = static_cast<T*>(operands.x) + n * d.x_strides[0] + c * d.x_strides[1];
+      const T* const dy = static_cast<const T*>(operands.y) + n * d.y_strides[0] + c * d.y_strides[1];
+      for (int64_t h = share.row; h < share.row_end; ++h) {
+        const int64_t count = covers_of(divisor.rows, h, covers);
+        for (int64_t w = 0; w < d.w; ++w) {
+          A sum(0);
+          for (int64_t k = 0; k < count; ++k) {
+            const int64_t p = covers[k].o;
+            for (int64_t j = columns.start[w]; j < columns.start[w + 1]; ++j) {
+              const int64_t q = columns.all[j].o;
+              sum += divide(widen(dy[p * d.y_strides[2] + q * d.y_strides[3]]), divisor.at(p, q));
+            }
+          }
+          dx[h * d.x_strides[2] + w * d.x_strides[3]] = narrow<T>(sum);
+        }
+      }
+    }
+  });
+}
+
+// The sums of the rows of grad_output that cover an input row first, then along the row: the forward's order reversed.
+template <class T>
+void rows_grad(const PoolPlan& plan, const PoolOperands& operands, void* workspace, const Threads& threads) {
+  using A = Compute<T>;
+  constexpr int L = kLanes<A>;
+  const PoolProblem& d = plan.problem;
+  const Divisor divisor(d);
+  const Axis rows = divisor.rows, columns = divisor.columns;
+  const Phases phases(columns, padded_outputs(columns));
+  const int64_t reach = phases.reach;
+  int64_t* const delay = static_cast<int64_t*>(workspace);
+  for (int64_t s = 0; s < d.s; ++s) delay[s] = phases.delay(s);
+  const A* const by_column = column_divisors<A>(divisor, d, workspace);
+  const T* const dy = static_cast<const T*>(operands.y);
+  const T* const dy_end = end_of(dy, d, false, d.y_strides);
+
+  parallel_tasks(threads, tasks_of(plan), [&](int thread, int64_t task) {
+    const Share share = share_of(plan, task);
+    Cover* const covers = scratch_of<Cover>(plan, workspace, thread);
+    A* const sums = reinterpret_cast<A*>(covers + d.r);
+    A* const linear = sums + phases.pitch;
+    fill(sums, phases.pitch, A(0));
+    T* const dx = static_cast<T*>(operands.x);
+    const T* const dx_end = dx + ((share.unit_end - 1) * d.h + share.row_end) * d.w;
+    for (int64_t unit = share.unit; unit < share.unit_end; ++unit) {
+      const T* const plane = dy + unit / d.c * d.y_strides[0] + unit % d.c * d.y_strides[1];
+      for (int64_t h = share.row; h < share.row_end; ++h) {
+        const int64_t count = covers_of(rows, h, covers);
+        bool alike = true;  // then one division serves all rows
+        for (int64_t k = 1; k < count; ++k) alike &= divisor.row(covers[k].o) == divisor.row(covers[0].o);
+        for (int64_t q = 0; q < d.q; q += L) {
+          Vec<A> sum{};
+          for (int64_t k = 0; k < count; ++k) {
+            const T* from = plane + covers[k].o * d.y_strides[2] + q * d.y_strides[3];
+            const Vec<A> v = load_strided<T>(from, d.y_strides[3], d.q - q, dy_end);
+            sum += alike ? v : v / (static_cast<A>(divisor.row(covers[k].o)) * load(by_column + q));
+          }
+          if (alike && count) sum /= static_cast<A>(divisor.row(covers[0].o)) * load(by_column + q);
+          store(sums + reach + q, sum);
+        }
+        fill(sums + reach + d.q, L, A(0));  // where vectors ran over
+        T* const row = dx + (unit * d.h + h) * d.w;
+        emit_row<T>(columns, phases, row, dx_end, linear, [&](int64_t slot, int64_t i, Vec<A>* v, auto vectors) {
+          constexpr int N = decltype(vectors)::value;
+          Vec<A> sum[N] = {};
+          for (int64_t s = slot; s < d.s; s += phases.slots)
+            for (int m = 0; m < N; ++m) sum[m] += load(sums + i - delay[s] + reach + m * L);
+          for (int m = 0; m < N; ++m) v[m] = sum[m];
+        });
+      }
+    }
+  });
+}
+
+template <class T>
+void channels_grad(const PoolPlan& plan, const PoolOperands& operands, void* workspace, const Threads& threads) {
+  using A = Compute<T>;
+  constexpr int L = kLanes<A>;
+  const PoolProblem& d = plan.problem;
+  const Divisor divisor(d);
+  const CoverTable columns(divisor.columns, workspace);
+  const T* const dy = static_cast<const T*>(operands.y);
+  const T* const dy_end = end_of(dy, d, false, d.y_strides);
+  const bool inside = d.c >= L;
+
+  parallel_tasks(threads, tasks_of(plan), [&](int thread, int64_t task) {
+    const Share share = share_of(plan, task);
+    Cover* const covers = scratch_of<Cover>(plan, workspace, thread);
+    T* const dx = static_cast<T*>(operands.x);
+    const T* const dx_end = dx + ((share.unit_end - 1) * d.h + share.row_end) * d.w * d.c;
+    for (int64_t n = share.unit; n < share.unit_end; ++n) {
+      for (int64_t h = share.row; h < share.row_end; ++h) {
+        const int64_t row_count = covers_of(divisor.rows, h, covers);
+        for (int64_t w = 0; w < d.w; ++w) {
+          const Cover* const column = columns.all + columns.start[w];
+          const int64_t column_count = columns.start[w + 1] - columns.start[w];
+          bool alike = row_count && column_count;  // then one division serves all windows
+          for (int64_t k = 0; k < row_count; ++k)
+            for (int64_t j = 0; j < column_count; ++j)
+              alike &= divisor.at(covers[k].o, column[j].o) == divisor.at(covers[0].o, column[0].o);
+          T* const to = dx + ((n * d.h + h) * d.w + w) * d.c;
+          in_channel_blocks<L>(d.c, [&](int64_t c, auto count) {
+            constexpr int N = decltype(count)::value;
+            Vec<A> sum[N] = {};
+            for (int64_t k = 0; k < row_count; ++k) {
+              for (int64_t j = 0; j < column_count; ++j) {
+                const T* from =
+                    dy + n * d.y_strides[0] + covers[k].o * d.y_strides[2] + column[j].o * d.y_strides[3] + c;
+                const A by = alike ? A(1) : static_cast<A>(divisor.at(covers[k].o, column[j].o));
+                for (int m = 0; m < N; ++m) {
+                  const Vec<A> v = inside ? load_wide<T>(from + m * L) : load_until<T, L>(from, dy_end, load_wide<T>);
+                  sum[m] += alike ? v : v / by;
+                }
+              }
+            }
+            const A by = alike ? static_cast<A>(divisor.at(covers[0].o, column[0].o)) : A(1);
+            for (int m = 0; m < N; ++m)
+              store_until<T, L>(to + c + m * L, dx_end, [&](T* p) { store_narrow<T>(p, sum[m] / by); });
+          });
+        }
+      }
+    }
+  });
+}
+
+// Types that average-pooling has; the table's row lists the same.
+template <class F>
+void with_average_type(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::f32: return f(float{});
+    case DType::f64: return f(double{});
+    case DType::f16: return f(f16{});
+    case DType::bf16: return f(bf16{});
+    default: return f(int64_t{});
+  }
+}
+
+}  // namespace
+
+void avg_pool_forward(const PoolPlan& plan, const PoolOperands& operands, void* workspace, const Threads& threads) {
+  with_average_type(plan.problem.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if constexpr (!std::is_integral_v<T>) {
+      const Divisor divisor(plan.problem);
+      switch (static_cast<PoolPath>(plan.detail[kPath])) {
+        case PoolPath::rows:
+          return forward_rows(
+              plan, Mean<T>{divisor, column_divisors<Compute<T>>(divisor, plan.problem, workspace)}, operands,
+              workspace, threads);
+        case PoolPath::channels: return forward_channels(plan, Mean<T>{divisor, nullptr}, operands, threads);
+        default: break;
+      }
+    }
+    planes<T>(plan, operands, threads);
+  });
+}
+
+void avg_pool_grad(const PoolPlan& plan, const PoolOperands& operands, void* workspace, const Threads& threads) {
+  with_average_type(plan.problem.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if constexpr (!std::is_integral_v<T>) {
+      const auto path = static_cast<PoolPath>(plan.detail[kPath]);
+      if (path == PoolPath::rows) return rows_grad<T>(plan, operands, workspace, threads);
+      if (path == PoolPath::channels) return channels_grad<T>(plan, operands, workspace, threads);
+    }
+    planes_grad<T>(plan, operands, workspace, threads);
+  });
+}
+
+}  // namespace fastconv::cpu::FASTCONV_ISA

@@ -1,0 +1,87 @@
+// The geometry of pooling windows, shared by the planner and the kernels. In an anonymous namespace because the kernels
+// are compiled once per ISA.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/problem.h"
+
+namespace fastconv::cpu {
+namespace {
+
+inline int64_t ceil_div(int64_t a, int64_t b) {  // a >= 0 or b == 1; most strides are 1 or 2
+  return b == 1 ? a : b == 2 ? (a + 1) >> 1 : (a + b - 1) / b;
+}
+
+// One axis of a window: tap t of output o reads input o * stride - pad + t * dilation, if that lies inside.
+struct Axis {
+  int64_t in, out, window, stride, pad, dilation;
+
+  int64_t start(int64_t o) const { return o * stride - pad; }
+  int64_t first(int64_t o) const { return start(o) < 0 ? ceil_div(-start(o), dilation) : 0; }
+  int64_t last(int64_t o) const {  // one past; [first, last) is empty if the window lies wholly in padding
+    const int64_t room = in - start(o);
+    const int64_t fit = room > 0 ? ceil_div(room, dilation) : 0;
+    return fit < window ? fit : window;
+  }
+  // The output whose tap t reads input i, or -1.
+  int64_t output(int64_t i, int64_t t) const {
+    const int64_t reach = i + pad - t * dilation;
+    if (reach < 0 || (stride > 1 && reach % stride)) return -1;
+    const int64_t o = stride == 1 ? reach : reach / stride;
+    return o < out ? o : -1;
+  }
+  // This axis' factor of an average's divisor. torch's rule: with padding counted, a window reaches no further than the
+  // padded input; without, only taps inside count. At least 1, so that an empty window divides zero by something.
+  int64_t divisor(int64_t o, bool count_pad) const {
+    if (!count_pad) {
+      const int64_t taps = last(o) - first(o);
+      return taps > 1 ? taps : 1;
+    }
+    const int64_t room = in + pad - start(o);
+    return room < window ? room : window;
+  }
+};
+
+inline Axis vertical(const PoolProblem& p) { return {p.h, p.p, p.r, p.stride_h, p.pad_top, p.dilation_h}; }
+inline Axis horizontal(const PoolProblem& p) { return {p.w, p.q, p.s, p.stride_w, p.pad_left, p.dilation_w}; }
+
+// A row regrouped by the column's remainder modulo the stride, so that tap s of neighbouring windows is contiguous:
+// padded column u = q * stride + s * dilation stands at index u / stride of the slot of remainder u % stride. Only
+// remainders that some tap reads have a slot. Rows are followed by a margin: vectors may run past the end.
+constexpr int64_t kMargin = 64;  // the most lanes a vector has
+
+struct Phases {
+  int64_t stride, dilation, slots, reach, pitch;
+
+  Phases(const Axis& a, int64_t length) : stride(a.stride), dilation(a.dilation) {
+    int64_t g = stride, rest = dilation % stride;
+    while (rest) {
+      const int64_t next = g % rest;
+      g = rest;
+      rest = next;
+    }
+    const int64_t period = stride / g;
+    slots = a.window < period ? a.window : period;
+    reach = (a.window - 1) * dilation / stride;
+    pitch = (length + reach + kMargin - 1) / kMargin * kMargin + kMargin;
+  }
+  int64_t phase(int64_t slot) const { return slot * dilation % stride; }
+  int64_t slot(int64_t tap) const { return tap % slots; }
+  int64_t delay(int64_t tap) const { return tap * dilation / stride; }
+};
+
+// Outputs, and the places beside them that taps of an input row's columns would come from.
+inline int64_t padded_outputs(const Axis& a) {
+  const int64_t last = (a.in - 1 + a.pad) / a.stride + 1;
+  return last > a.out ? last : a.out;
+}
+
+// Rows of the other operand that are in use at a time.
+inline int64_t rows_in_flight(const PoolProblem& p) {
+  const int64_t span = (p.r - 1) * p.dilation_h + 1;
+  return p.pass == Pass::forward ? span : (span - 1) / p.stride_h + 1;
+}
+
+}  // namespace
+}  // namespace fastconv::cpu
