@@ -121,9 +121,10 @@ def conv2d_grad_weight(
 def _pool_size(size, window, stride, pad, dilation, ceil_mode):
     if not ceil_mode:
         return _window_output(size, pad, pad, window, stride, dilation)
-    out = _window_output(size, pad, pad + stride - 1, window, stride, dilation)
-    # torch's rule: a last window that would start beyond the padded input is dropped.
-    return out - 1 if (out - 1) * stride >= size + pad else out
+    # torch's rule: windows start in the input or in the padding before it. A minimum, where torch has a branch, puts no
+    # guard on dynamic sizes.
+    starts = (size + pad - 1) // stride + 1
+    return torch.sym_min(_window_output(size, pad, pad + stride - 1, window, stride, dilation), starts)
 
 
 def _pool_output(x, kernel_size, stride, padding, dilation, ceil_mode):

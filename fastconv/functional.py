@@ -192,7 +192,7 @@ def _autocast(*tensors):
 def _conv2d(input, weight, bias, stride, padding, dilation, groups, activation, residual, algorithm):
     if activation not in _ACTIVATIONS:
         raise ValueError(f"fastconv: unknown activation {activation!r}; known are: None, 'relu'")
-    algorithm = selection.resolve(algorithm)
+    algorithm = selection.resolve(selection.check_algorithm(algorithm))
     stride = _pair(stride, "stride")
     dilation = _pair(dilation, "dilation")
     padding = _sides(padding, weight, stride, dilation)

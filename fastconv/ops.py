@@ -6,7 +6,7 @@ at once, so that graphs saved with torch.export find their operators, but never 
 
 Beside each operator stands `eager_<name>`, the short way for plain eager calls (see csrc/bindings/eager.cpp): the
 operator's result, or None where the call must go through torch's dispatcher. The `functional_` ones take the
-arguments as functional.py does, e.g. a single int as stride.
+arguments as functional.py does, e.g. a single int as stride. `convolution_algorithms` are the names that can be forced.
 """
 
 from functools import partial
@@ -47,6 +47,8 @@ def extension():
             globals()[name] = getattr(torch.ops.fastconv, name).default
         for name in SHORT_WAYS:
             globals()[name] = getattr(module, name)
+        rows = [row for row in module.algorithms() if row["kind"] == "conv"]
+        globals()["convolution_algorithms"] = tuple(dict.fromkeys(row["name"] for row in rows))
         _complete()
         _loaded = module
     return _loaded
@@ -69,7 +71,7 @@ def _complete():
 
 
 def __getattr__(name):
-    if name in OPERATORS or name in SHORT_WAYS:
+    if name in (*OPERATORS, *SHORT_WAYS, "convolution_algorithms"):
         extension()
         return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,23 +1,19 @@
 """Forcing an algorithm, and asking which one would run and why (see `fastconv.explain`)."""
 
+from . import ops
+
 # A plain global, process-wide: torch.compile guards on it and recompiles, where a ContextVar breaks the graph.
 _forced = "auto"
-
-
-def known_algorithms():
-    """Names of the convolution algorithms of this build, in the table's order; "auto" is understood besides."""
-    from . import ops
-
-    rows = ops.extension().algorithms()
-    return list(dict.fromkeys(row["name"] for row in rows if row["kind"] == "conv"))
 
 
 def check_algorithm(name):
     """Raises TypeError or ValueError (listing the known names) unless `name` is "auto" or a known algorithm."""
     if not isinstance(name, str):
         raise TypeError(f"fastconv: algorithm must be a str, but got {type(name).__name__}")
-    if name != "auto" and name not in known_algorithms():
-        raise ValueError(f"fastconv: unknown algorithm '{name}'; known are: auto, {', '.join(known_algorithms())}")
+    if name != "auto" and name not in ops.convolution_algorithms:
+        raise ValueError(
+            f"fastconv: unknown algorithm '{name}'; known are: auto, {', '.join(ops.convolution_algorithms)}"
+        )
     return name
 
 
