@@ -11,15 +11,18 @@ from ._extension import ExtensionError
 from ._version import __version__
 from .convert import conversion_report, convert, unconvert
 from .doctor import doctor
+from .explanation import Explanation, explain
 from .selection import algorithm
 
 __all__ = [
+    "Explanation",
     "ExtensionError",
     "__version__",
     "algorithm",
     "conversion_report",
     "convert",
     "doctor",
+    "explain",
     "functional",
     "nn",
     "unconvert",

@@ -1,4 +1,4 @@
-"""Forcing an algorithm, and asking which one would run and why (see `fastconv.explain`)."""
+"""Forcing an algorithm (`fastconv.algorithm`). What would run, and why: see explanation.py."""
 
 from . import ops
 
