@@ -23,9 +23,16 @@ def origin(module):
 
 def exchange(module, ours):
     """Make `module` an instance of `ours` and of its original class; remembers the original for `restore`."""
-    theirs = origin(module)
-    new = combined(ours, theirs)
-    module.__dict__.setdefault(ORIGIN, theirs)
+    _exchange(module, combined(ours, origin(module)))
+
+
+def stand_in(module, ours):
+    """Make `module` an instance of `ours` alone, whatever it was."""
+    _exchange(module, ours)
+
+
+def _exchange(module, new):
+    module.__dict__.setdefault(ORIGIN, type(module))
     module.__class__ = new
 
 
@@ -57,10 +64,7 @@ def combined(ours, theirs):
 
 def rewrite(module, source, names):
     """Give `module` the forward that `source` defines; `names` are the globals that the source needs."""
-    theirs = origin(module)
-    new = rewritten(theirs, source, names)
-    module.__dict__.setdefault(ORIGIN, theirs)
-    module.__class__ = new
+    _exchange(module, rewritten(origin(module), source, names))
 
 
 def rewritten(theirs, source, names):

@@ -13,7 +13,7 @@ from collections import defaultdict
 import torch
 
 from . import nn as fnn
-from ._classes import exchange, origin, rewrite
+from ._classes import exchange, origin, rewrite, stand_in
 from ._eligible import hooks, why_not_folded, why_not_touched
 from ._fold import ConvBatchNorm2d, FoldedBatchNorm2d, FusedReLU
 from ._source import plain_attributes
@@ -160,14 +160,13 @@ class Fusion:
             exchange(norm, FoldedBatchNorm2d)
             norm.__dict__["_fastconv_relu"] = conv in self.relus
         for relu, by in self.absorbed.items():
-            exchange(relu, FusedReLU)
+            stand_in(relu, FusedReLU)
             relu.__dict__["_fastconv_by"] = ", ".join(by)
         for (sequential, slot), by in self.slots.items():
             relu = sequential._modules[slot]
-            stand_in = FusedReLU()
-            stand_in.training = relu.training
-            stand_in.__dict__.update(_fastconv_by=", ".join(by), _fastconv_stands_for=(relu,))
-            sequential._modules[slot] = stand_in
+            identity = FusedReLU().train(relu.training)
+            identity.__dict__.update(_fastconv_by=", ".join(by), _fastconv_stands_for=(relu,))
+            sequential._modules[slot] = identity
         for owner, (source, names) in self.forwards.items():
             rewrite(owner, source, names)
 
