@@ -2,8 +2,8 @@
 //
 // Per task (some channels, some filter blocks, some bands of output rows): pack the band of x to [row][column][channel]
 // and of dy (masked by the activation's output while loading) to [row][pixel][filter]; then for each tap and tile of
-// channels run the register tile over all pixels of the band. A band's sum is finished in registers and then added to
-// the running sums, so rounding errors grow with the number of bands, not of pixels. grad_bias falls out of packing dy.
+// channels run the register tile over all pixels of the band. A band's sum is finished before it is added to the running
+// sums, so rounding errors grow with the number of bands, not of pixels. grad_bias falls out of packing dy.
 #include "../arena.h"
 #include "../direct.h"
 #include "pack.h"

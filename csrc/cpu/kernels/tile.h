@@ -33,33 +33,51 @@ struct TileWalk {
   int64_t inner, x_step, w_step;
 };
 
+// Products summed in registers before they join the running sum in memory. One long chain of 4608 products has an error
+// of 2e-6 of the largest output, chains of 128 have 4e-7, near torch's; adding them up costs about 2 %.
+constexpr int64_t kChain = 128;
+
 template <class A, int M>
 inline void tile_rows(const A* x, const A* w, const TileWalk& walk, A* acc, bool accumulate) {
   constexpr int L = kLanes<A>;
-  Vec<A> sum[M][kTileVectors];
+  Vec<A> sum[M][kTileVectors] = {};
+  const auto flush = [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 14
-  for (int m = 0; m < M; ++m)
+    for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
-    for (int v = 0; v < kTileVectors; ++v)
-      sum[m][v] = accumulate ? load(acc + m * kTileWidth<A> + v * L) : Vec<A>{};
+      for (int v = 0; v < kTileVectors; ++v) {
+        A* at = acc + m * kTileWidth<A> + v * L;
+        store(at, accumulate ? load(at) + sum[m][v] : sum[m][v]);
+      }
+    accumulate = true;
+  };
+  int64_t room = kChain;
   for (int64_t o = 0; o < walk.outer; ++o) {
     const A* px = x + walk.x_offset[o];
     const A* pw = w + walk.w_offset[o];
-    for (int64_t i = 0; i < walk.inner; ++i) {
-      const Vec<A> w0 = load(pw), w1 = load(pw + L);
+    for (int64_t left = walk.inner; left > 0;) {
+      if (room == 0) {
+        flush();
 #pragma GCC unroll 14
-      for (int m = 0; m < M; ++m) {
-        sum[m][0] += px[m] * w0;
-        sum[m][1] += px[m] * w1;
+        for (int m = 0; m < M; ++m) sum[m][0] = sum[m][1] = Vec<A>{};
+        room = kChain;
       }
-      px += walk.x_step;
-      pw += walk.w_step;
+      const int64_t steps = left < room ? left : room;
+      for (int64_t i = 0; i < steps; ++i) {
+        const Vec<A> w0 = load(pw), w1 = load(pw + L);
+#pragma GCC unroll 14
+        for (int m = 0; m < M; ++m) {
+          sum[m][0] += px[m] * w0;
+          sum[m][1] += px[m] * w1;
+        }
+        px += walk.x_step;
+        pw += walk.w_step;
+      }
+      left -= steps;
+      room -= steps;
     }
   }
-#pragma GCC unroll 14
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 2
-    for (int v = 0; v < kTileVectors; ++v) store(acc + m * kTileWidth<A> + v * L, sum[m][v]);
+  flush();
 }
 
 // acc is [rows][kTileWidth]; 1 <= rows <= kTileHeight.

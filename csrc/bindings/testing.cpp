@@ -1,0 +1,124 @@
+// One row of the table on one problem, in memory that the caller laid out: any strides, guarded borders, a workspace
+// full of NaN. The operators allocate dense results and choose rows themselves, so tests of kernels come in here.
+#include "testing.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../core/selector.h"
+
+namespace py = pybind11;
+
+namespace fastconv::bindings {
+namespace {
+
+constexpr int64_t kGuard = 256;
+constexpr unsigned char kGuardByte = 0xA5;
+
+// Poisoned memory (all ones is NaN in every floating type) between two guard zones.
+class GuardedMemory {
+ public:
+  explicit GuardedMemory(int64_t bytes) : bytes_(bytes) {
+    const int64_t total = (bytes + 2 * kGuard + 63) / 64 * 64;
+    memory_.reset(static_cast<unsigned char*>(std::aligned_alloc(64, static_cast<size_t>(total))));
+    if (!memory_) throw std::bad_alloc();
+    std::memset(memory_.get(), kGuardByte, static_cast<size_t>(total));
+    std::memset(memory_.get() + kGuard, 0xFF, static_cast<size_t>(bytes));
+  }
+  void* data() { return memory_.get() + kGuard; }
+  bool intact() const {
+    for (int64_t i = 0; i < kGuard; ++i)
+      if (memory_.get()[i] != kGuardByte || memory_.get()[kGuard + bytes_ + i] != kGuardByte) return false;
+    return true;
+  }
+
+ private:
+  struct Free {
+    void operator()(unsigned char* p) const { std::free(p); }
+  };
+  int64_t bytes_;
+  std::unique_ptr<unsigned char, Free> memory_;
+};
+
+Execution with_own_threads(int threads) {
+  Execution e;
+  e.threads.count = threads;
+  e.threads.launch = [](int count, void (*body)(int, void*), void* data) {
+    std::vector<std::thread> pool;
+    for (int i = 1; i < count; ++i) pool.emplace_back(body, i, data);
+    body(0, data);
+    for (std::thread& t : pool) t.join();
+  };
+  return e;
+}
+
+template <class Row>
+const Row& find_row(const std::vector<Row>& rows, const std::string& name) {
+  for (const Row& row : rows)
+    if (name == row.name && row.device == Device::cpu) return row;
+  throw std::invalid_argument("fastconv: no CPU row '" + name + "'");
+}
+
+template <class Problem, class Row, class Operands, class BeforeRun>
+void run(const Row& row, const Problem& problem, int threads, const Operands& operands, BeforeRun&& before_run) {
+  if (const Status status = supports(row, problem, Device::cpu); !status) throw Refusal{status.reason()};
+  PlanOf<Problem, Row> plan;
+  plan.problem = problem;
+  plan.row = &row;
+  plan.threads = threads;
+  row.plan(problem, threads, plan);
+  GuardedMemory workspace(plan.workspace_bytes);
+  Execution exec = with_own_threads(threads);
+  const auto kept = before_run(plan, exec);
+  const Status status = row.run(plan, operands, workspace.data(), exec);
+  if (!status) throw std::runtime_error(status.reason());
+  if (!workspace.intact()) throw std::runtime_error("wrote past its workspace of " +
+                                                    std::to_string(plan.workspace_bytes) + " bytes");
+}
+
+void* pointer(const py::dict& addresses, const char* name) {
+  return addresses.contains(name) ? reinterpret_cast<void*>(addresses[name].cast<uintptr_t>()) : nullptr;
+}
+
+void run_row(const std::string& text, const std::string& row, const py::dict& addresses, int threads, bool prepacked) {
+  if (text.rfind("conv ", 0) == 0) {
+    ConvOperands o{pointer(addresses, "x"),    pointer(addresses, "weight"), pointer(addresses, "y"),
+                   pointer(addresses, "bias"), pointer(addresses, "aux"),    pointer(addresses, "grad_bias")};
+    const ConvProblem problem = parse_conv(text);
+    const ConvRow& chosen = find_row(conv_rows(), row);
+    py::gil_scoped_release release;
+    run(chosen, problem, threads, o, [&](const ConvPlan& plan, Execution& exec) {
+      std::unique_ptr<GuardedMemory> filter;
+      if (prepacked && chosen.prepack && plan.prepack_bytes > 0) {
+        filter = std::make_unique<GuardedMemory>(plan.prepack_bytes);
+        if (const Status s = chosen.prepack(plan, o, filter->data(), exec); !s) throw std::runtime_error(s.reason());
+        if (!filter->intact()) throw std::runtime_error("prepack wrote past its memory");
+        exec.prepacked = filter->data();
+      }
+      return filter;
+    });
+  } else {
+    PoolOperands o{pointer(addresses, "x"), pointer(addresses, "y"), pointer(addresses, "offsets")};
+    const PoolProblem problem = parse_pool(text);
+    const PoolRow& chosen = find_row(pool_rows(), row);
+    py::gil_scoped_release release;
+    run(chosen, problem, threads, o, [](const PoolPlan&, Execution&) { return 0; });
+  }
+}
+
+}  // namespace
+
+void add_testing(py::module_& m) {
+  m.def("run_row", &run_row, py::arg("text"), py::arg("row"), py::arg("addresses"), py::arg("threads") = 1,
+        py::arg("prepacked") = false,
+        "Runs one CPU row on raw memory: addresses holds x, weight, y, bias, aux, grad_bias or x, y, offsets, laid out\n"
+        "as the problem's text says; nothing about them is checked. For tests. Raises RuntimeError if the row refuses,\n"
+        "fails, or writes beyond its workspace, which is poisoned and guarded.");
+}
+
+}  // namespace fastconv::bindings
