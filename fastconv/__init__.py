@@ -12,6 +12,7 @@ from ._version import __version__
 from .convert import conversion_report, convert, unconvert
 from .doctor import doctor
 from .explanation import Explanation, explain
+from .filter_cache import clear_filter_cache, filter_cache_info, freeze, set_filter_cache_limit, unfreeze
 from .selection import algorithm
 
 __all__ = [
@@ -19,13 +20,18 @@ __all__ = [
     "ExtensionError",
     "__version__",
     "algorithm",
+    "clear_filter_cache",
     "conversion_report",
     "convert",
     "doctor",
     "explain",
+    "filter_cache_info",
+    "freeze",
     "functional",
     "nn",
+    "set_filter_cache_limit",
     "unconvert",
+    "unfreeze",
 ]
 
 # Import never fails for want of the extension: the first use of an operator raises this error, which names the cure.
