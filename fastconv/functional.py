@@ -4,6 +4,8 @@ Bad arguments raise what torch raises: a call that fails is handed to torch's ow
 the one that the caller sees. A call never falls back: if torch would accept it, fastconv's own error stands.
 """
 
+import inspect
+
 import torch
 import torch.nn.functional as F
 
@@ -63,7 +65,9 @@ def conv2d(
             return output
         return _conv2d(input, weight, bias, stride, padding, dilation, groups, activation, residual, algorithm)
     except _ARGUMENT_ERRORS as error:
-        raise _as_torch(error, F.conv2d, input, weight, bias, stride, padding, dilation, groups) from None
+        given = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+        required = (input, weight) if bias is None else (input, weight, bias)
+        raise _as_torch(error, conv2d, F.conv2d, required, given) from None
 
 
 def conv2d_relu(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, algorithm="auto"):
@@ -96,9 +100,10 @@ def max_pool2d(
                 return output
         return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     except _ARGUMENT_ERRORS as error:
-        raise _as_torch(
-            error, F.max_pool2d, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
-        ) from None
+        given = dict(
+            stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode, return_indices=return_indices
+        )
+        raise _as_torch(error, max_pool2d, F.max_pool2d, (input, kernel_size), given) from None
 
 
 def avg_pool2d(
@@ -121,9 +126,14 @@ def avg_pool2d(
             return output
         return _avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     except _ARGUMENT_ERRORS as error:
-        raise _as_torch(
-            error, F.avg_pool2d, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-        ) from None
+        given = dict(
+            stride=stride,
+            padding=padding,
+            ceil_mode=ceil_mode,
+            count_include_pad=count_include_pad,
+            divisor_override=divisor_override,
+        )
+        raise _as_torch(error, avg_pool2d, F.avg_pool2d, (input, kernel_size), given) from None
 
 
 # --- errors ------------------------------------------------------------------------------------------------
@@ -131,18 +141,21 @@ def avg_pool2d(
 _ARGUMENT_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 
 
-def _as_torch(error, function, *args):
+def _as_torch(error, ours, theirs, required, given):
     """What the caller shall see instead of `error`: torch's exception for the same arguments, if it has one.
 
-    Messages that begin with "fastconv: " were chosen over torch's and stay.
+    Messages that begin with "fastconv: " were chosen over torch's and stay. torch's type errors list the arguments that
+    it was given, so defaults are not passed.
     """
     if isinstance(error, ExtensionError) or str(error).startswith("fastconv: "):
         return error
+    defaults = inspect.signature(ours).parameters
+    given = {name: value for name, value in given.items() if value is not defaults[name].default}
     try:
         with torch.no_grad():
-            function(*args)
-    except Exception as theirs:
-        return theirs.with_traceback(None)
+            theirs(*required, **given)
+    except Exception as reworded:
+        return reworded.with_traceback(None)
     return error
 
 
