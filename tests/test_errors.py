@@ -308,9 +308,12 @@ def test_raw_operators_with_an_activation_need_the_output():
             getattr(OPS, operator)(**dict(VALID[operator], output=X(2, 6, 6, 6)))
 
 
-@pytest.mark.parametrize("kernel, dtype", [((3, 2), torch.uint8), ((16, 16), torch.int16), ((256, 256), torch.int32)])
+@pytest.mark.parametrize(
+    "kernel, stride, dtype",
+    [((3, 2), (2, 1), torch.uint8), ((16, 16), (3, 2), torch.int16), ((256, 256), (50, 70), torch.int32)],
+)
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_offsets_of_any_content_stay_inside(kernel, dtype, channels_last):
+def test_offsets_of_any_content_stay_inside(kernel, stride, dtype, channels_last):
     # The input is a window of a larger tensor of NaN: whatever is read beside it shows.
     h, w = kernel[0] + 3, kernel[1] + 2
     around = torch.full((4, 5, h + 8, w + 8), float("nan"))
@@ -319,7 +322,7 @@ def test_offsets_of_any_content_stay_inside(kernel, dtype, channels_last):
     x = around[1:3, 1:4, 4:-4, 4:-4]
     x.copy_(torch.arange(1.0, x.numel() + 1).view(x.shape))
     conf = dict(
-        kernel_size=kernel, stride=[2, 1], padding=[k // 2 for k in kernel], dilation=[1, 1], ceil_mode=True
+        kernel_size=kernel, stride=stride, padding=[k // 2 for k in kernel], dilation=[1, 1], ceil_mode=True
     )
     y, right = OPS.max_pool2d(x, **conf)
     assert right.dtype is dtype
