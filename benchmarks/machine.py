@@ -10,10 +10,13 @@ import time
 
 import torch
 
-from .measure import spread, summary
+from .measure import summary
 
-_BUSY_SPREAD = 0.05  # half the quartile distance of a fixed task; a quiet machine shows 0.01
+# What a fixed task may vary by before the machine counts as busy: a quiet one shows 2 % within a second and 5 % over
+# minutes.
+_BUSY_VARIATION = 0.10
 _BUSY_DRIFT = 0.15
+_BUSY_SPREAD = 0.10  # of a row: half the quartile distance
 
 
 def cpu_model():
@@ -83,23 +86,25 @@ def peaks():
         "bytes_per_second": 2 * copied / min(copy),
         "matmul": summary(multiply),
         "copy": summary(copy),
-        "spread": spread(multiply),
         "load": os.getloadavg()[0],
     }
 
 
-def noise(before, after=None):
-    """A list of reasons not to trust the timings; empty on a quiet machine."""
+def noise(before, after=None, spreads=()):
+    """Reasons not to trust the timings; empty on a quiet machine. `before`, `after`: of peaks(); `spreads`: the rows'."""
     reasons = []
-    for when, measured in (("at the start", before), ("at the end", after)):
-        if measured and measured["spread"] > _BUSY_SPREAD:
-            reasons.append(f"one and the same matrix product took times {measured['spread']:.0%} apart {when}")
     if before["load"] > 0.5 * os.cpu_count():
         reasons.append(f"other work was running at the start (load average {before['load']:.1f})")
+    for when, measured in (("start", before), ("end", after)):
+        if measured and (variation := measured["matmul"]["q3"] / measured["matmul"]["best"] - 1) > _BUSY_VARIATION:
+            reasons.append(f"one and the same matrix product took up to {variation:.0%} longer at the {when}")
     if after:
         drift = after["matmul"]["median"] / before["matmul"]["median"] - 1
         if abs(drift) > _BUSY_DRIFT:
             reasons.append(f"the machine was {abs(drift):.0%} {'slower' if drift > 0 else 'faster'} at the end")
+    unsteady = sum(s > _BUSY_SPREAD for s in spreads)
+    if unsteady > len(spreads) / 4:
+        reasons.append(f"{unsteady} of {len(spreads)} rows vary by more than +-{_BUSY_SPREAD:.0%}")
     return reasons
 
 

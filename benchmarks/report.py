@@ -120,11 +120,15 @@ def _speed_cells(row, peaks, chosen):
     ]
 
 
+def _first_algorithm(bench):
+    """The rows of the first algorithm that was asked for: each layer once."""
+    first = bench.arguments.algorithms[0]
+    return [row for row in bench.rows if row.kind != "conv" or row.asked == first]
+
+
 def _total_cells(bench):
     """Sums over convolutions and pools that were measured; the first algorithm if several were asked for."""
-    first = bench.arguments.algorithms[0]
-    rows = [row for row in bench.rows if row.kind != "linear" and row.asked in (first, "auto")]
-    rows = list({row.layer: row for row in reversed(rows)}.values())[::-1]
+    rows = [row for row in _first_algorithm(bench) if row.kind != "linear"]
     measured = [row for row in rows if row.measured()]
     total = lambda name: sum(getattr(row, name) for row in measured)  # noqa: E731
     cells = [f"{len(measured)} of {len(rows)}", "convolutions and pools, one after the other"]
@@ -189,8 +193,7 @@ def whole_as_json(bench):
 
 def forward_peak(bench):
     """Parameters, and the largest input + output + workspace of a layer: what inference must hold at once."""
-    rows = [row for row in bench.rows if row.asked == bench.rows[0].asked or row.kind != "conv"]
-    held = max(row.input_bytes + row.activation_bytes + (row.workspace() or 0) for row in rows)
+    held = max(row.input_bytes + row.activation_bytes + (row.workspace() or 0) for row in _first_algorithm(bench))
     return bench.network.parameters() * f.FLOAT + held
 
 
@@ -244,14 +247,16 @@ def _check_words(check):
 
 def _trust_lines(bench):
     lines = []
-    failed = [row for row in bench.rows if row.failed()]
-    for row in failed:
-        lines.append(f"FAILED: {row.layer} ({row.asked}): {row.check}")
+    failed = [row.layer if row.asked == "auto" else f"{row.layer} [{row.asked}]" for row in bench.rows if row.failed()]
+    if failed:
+        lines.append(f"FAILED, not measured: {', '.join(failed)}")
     if bench.interrupted:
         lines.append("Interrupted: only what was measured until then is shown.")
-    elif bench.peaks:
-        reasons = machine.noise(bench.peaks, bench.peaks_after)
-        lines += [f"Do not trust these times: {reason}." for reason in reasons] or ["The machine was quiet."]
+    reasons = bench.noise()
+    if reasons:
+        lines.append(f"Do not trust these times: {'; '.join(reasons)}.")
+    elif reasons is not None and not bench.interrupted:
+        lines.append("The machine was quiet.")
     return ["", *lines]
 
 

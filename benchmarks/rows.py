@@ -43,6 +43,10 @@ class Row:
         layout = min(timed, key=lambda name: measure.summary(timed[name])["median"])
         return layout, timed[layout]
 
+    def spread(self):
+        """The larger spread of the sides' shown samples."""
+        return max(measure.spread(self.best(side)[1]) for side in self.sides())
+
     def layout(self):
         """The layout of fastconv that a reader is shown: the faster one, NCHW where nothing was measured."""
         return self.best("fastconv")[0] if self.measured() and self.kind != "linear" else "nchw"

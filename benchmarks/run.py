@@ -223,6 +223,12 @@ class Bench:
             not c["ok"] and "refused" not in c for c in networks_checked
         )
 
+    def noise(self):
+        """Reasons not to trust the times; None if nobody looked."""
+        if not self.peaks:
+            return None
+        return machine.noise(self.peaks, self.peaks_after, [row.spread() for row in self.rows if row.measured()])
+
     def as_json(self):
         arguments = self.arguments
         return {
@@ -240,7 +246,7 @@ class Bench:
             "machine": self.facts,
             "peaks": self.peaks,
             "peaks_after": self.peaks_after,
-            "noise": machine.noise(self.peaks, self.peaks_after) if self.peaks else None,
+            "noise": self.noise(),
             "peak_rss_bytes": machine.peak_rss(),
             "rows": [row.as_json(self.peaks) for row in self.rows],
             "whole_network": report.whole_as_json(self),
