@@ -2,6 +2,7 @@
 
 // The row headers: each declares its entry points.
 #include "../cpu/direct.h"
+#include "../cpu/im2col.h"
 #include "../cpu/pool.h"
 
 namespace fastconv {

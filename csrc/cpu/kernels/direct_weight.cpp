@@ -6,8 +6,7 @@
 // sums, so rounding errors grow with the number of bands, not of pixels. grad_bias falls out of packing dy.
 #include "../arena.h"
 #include "../direct.h"
-#include "pack.h"
-#include "tile.h"
+#include "filter_sums.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
@@ -123,28 +122,6 @@ struct WeightRun {
     }
   }
 
-  // from [channel][tap][W] to the strided weight tensor; a dense one by register transposes, because storing filter
-  // by filter touches a new cache line with every value.
-  void write(const A* from, T* weight, int64_t filters) const {
-    const Strides4& ws = p.weight_strides;
-    const bool taps_dense = (p.s == 1 || ws[3] == 1) && (p.r == 1 || ws[2] == p.s);
-    if constexpr (std::is_same_v<T, A>) {
-      if (taps_dense && (channels == 1 || ws[1] == taps))
-        return pack(Reader<A>{from, W, 1}, channels * taps, filters, [&](int64_t l) { return weight + l * ws[0]; });
-      if (ws[1] == 1) {
-        for (int64_t tap = 0; tap < taps; ++tap)
-          pack(Reader<A>{from + tap * W, taps * W, 1}, channels, filters,
-               [&](int64_t l) { return weight + l * ws[0] + tap / p.s * ws[2] + tap % p.s * ws[3]; });
-        return;
-      }
-    }
-    for (int64_t l = 0; l < filters; ++l)
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t tap = 0; tap < taps; ++tap)
-          weight[l * ws[0] + c * ws[1] + tap / p.s * ws[2] + tap % p.s * ws[3]] =
-              narrow<T>(from[(c * taps + tap) * W + l]);
-  }
-
   // Adds the splits in their order and turns one filter block's sums into the weight tensor's layout.
   void finish(int64_t group, int64_t block) const {
     const int64_t splits = plan.detail[kSplits], stride = plan.detail[kSumValues];
@@ -153,12 +130,11 @@ struct WeightRun {
     for (int64_t split = 1; split < splits; ++split)
       for (int64_t i = 0; i < per_block; ++i) own[i] += own[split * stride + i];
     const int64_t filters = smaller(W, p.group_k() - block * W);
-    const Strides4& ws = p.weight_strides;
-    T* weight = static_cast<T*>(operands.weight) + (group * p.group_k() + block * W) * ws[0];
-    write(own, weight, filters);
+    const int64_t first = group * p.group_k() + block * W;
+    write_filter_sums(p, own, filters, static_cast<T*>(operands.weight) + first * p.weight_strides[0]);
     if (!p.bias) return;
     const int64_t bias_stride = p.groups * blocks * W;
-    T* grad_bias = static_cast<T*>(operands.grad_bias) + group * p.group_k() + block * W;
+    T* grad_bias = static_cast<T*>(operands.grad_bias) + first;
     for (int64_t l = 0; l < filters; ++l) {
       A total = bias_sums[index * W + l];
       for (int64_t split = 1; split < splits; ++split) total += bias_sums[split * bias_stride + index * W + l];
