@@ -558,17 +558,46 @@ def _step(model, optimizer):
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("width", [4, 64], ids=["small", "kept"])
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
-def test_changes_between_eval_calls_are_seen(change, grad):
-    original = randomized(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())).eval()
+def test_changes_between_eval_calls_are_seen(change, grad, width):
+    original = randomized(nn.Sequential(nn.Conv2d(3, width, 5), nn.BatchNorm2d(width), nn.ReLU())).eval()
     model = convert(original)
     x = image()
     with torch.set_grad_enabled(grad):
-        before = model(x)
-        torch.testing.assert_close(before, original(x))
+        for _ in range(3):  # the kernels keep what they derive from a filter from its second sight on
+            torch.testing.assert_close(model(x), original(x))
         for m in (original, model):
             change(m)
         torch.testing.assert_close(model(x), original(x))
+
+
+def test_a_filter_is_folded_once_while_nothing_changes(monkeypatch):
+    from fastconv import _fold
+
+    count = []
+    fold = _fold.folded
+    monkeypatch.setattr(_fold, "folded", lambda *args: count.append(1) or fold(*args))
+    original = randomized(nn.Sequential(nn.Conv2d(3, 64, 5), nn.BatchNorm2d(64))).eval()
+    model, x = convert(original), image()
+    with torch.inference_mode():
+        assert torch.equal(model(x), model(x))
+    assert len(count) == 1
+    with torch.no_grad():
+        twin = copy.deepcopy(model)
+        twin[1].weight.mul_(2)
+        torch.testing.assert_close(model(x), original(x))
+        assert len(count) == 1
+        torch.testing.assert_close(twin(x), original(x) * 2 - original[1].bias[:, None, None])
+    model.requires_grad_(False)
+    x.requires_grad_()
+    model(x).sum().backward()  # the kept filter was made in inference mode, and is saved for backward here
+    y = x.detach().clone().requires_grad_()
+    original(y).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    assert len(count) == 2
+    model.train()(x)
+    assert model[0] not in _fold._kept
 
 
 def test_folded_eval_mode_is_differentiable_twice():
