@@ -66,7 +66,9 @@ struct Phases {
     reach = (a.window - 1) * dilation / stride;
     pitch = (length + reach + kMargin - 1) / kMargin * kMargin + kMargin;
   }
-  int64_t phase(int64_t slot) const { return slot * dilation % stride; }
+  int64_t phase(int64_t slot) const {  // without a division where it matters
+    return stride == 1 ? 0 : stride == 2 ? slot * dilation & 1 : slot * dilation % stride;
+  }
   int64_t slot(int64_t tap) const { return tap % slots; }
   int64_t delay(int64_t tap) const { return tap * dilation / stride; }
 };
@@ -77,11 +79,37 @@ inline int64_t padded_outputs(const Axis& a) {
   return last > a.out ? last : a.out;
 }
 
-// Rows of the other operand that are in use at a time.
-inline int64_t rows_in_flight(const PoolProblem& p) {
-  const int64_t span = (p.r - 1) * p.dilation_h + 1;
-  return p.pass == Pass::forward ? span : (span - 1) / p.stride_h + 1;
-}
+// A window (output o of one axis) that covers an input, and the tap that does.
+struct Cover {
+  int64_t o, tap;
+};
+
+// The covers of every input along an axis; those of input i are all[start[i]] to all[start[i + 1]].
+struct CoverTable {
+  int64_t* start;
+  Cover* all;
+
+  static int64_t bytes(const Axis& a) { return 8 * (a.in + 1) + 16 * a.out * a.window; }
+  CoverTable(const Axis& a, void* memory) : start(static_cast<int64_t*>(memory)) {
+    all = reinterpret_cast<Cover*>(start + a.in + 1);
+    int64_t count = 0;
+    for (int64_t i = 0; i < a.in; ++i) {
+      start[i] = count;
+      for (int64_t tap = 0; tap < a.window; ++tap) {
+        const int64_t o = a.output(i, tap);
+        if (o >= 0) all[count++] = {o, tap};
+      }
+    }
+    start[a.in] = count;
+  }
+  void* end(const Axis& a) const { return reinterpret_cast<char*>(start) + bytes(a); }
+  int64_t count(int64_t i) const { return start[i + 1] - start[i]; }
+  const Cover* of(int64_t i) const { return all + start[i]; }
+  // Without dilation the windows over an input are consecutive.
+  bool same_windows(int64_t i, int64_t j) const {
+    return count(i) == count(j) && (count(i) == 0 || of(i)->o == of(j)->o);
+  }
+};
 
 }  // namespace
 }  // namespace fastconv::cpu

@@ -85,22 +85,19 @@ void planes_grad(const PoolPlan& plan, const PoolOperands& operands, void* works
   using A = Compute<T>;
   const PoolProblem& d = plan.problem;
   const Divisor divisor(d);
-  const CoverTable columns(divisor.columns, workspace);
-  parallel_tasks(threads, tasks_of(plan), [&](int thread, int64_t task) {
+  const CoverTable rows(divisor.rows, workspace), columns(divisor.columns, rows.end(divisor.rows));
+  parallel_tasks(threads, tasks_of(plan), [&](int, int64_t task) {
     const Share share = share_of(plan, task);
-    Cover* const covers = scratch_of<Cover>(plan, workspace, thread);
     for (int64_t unit = share.unit; unit < share.unit_end; ++unit) {
       const int64_t n = unit / d.c, c = unit % d.c;
       T* const dx = static_cast<T*>(operands.x) + n * d.x_strides[0] + c * d.x_strides[1];
       const T* const dy = static_cast<const T*>(operands.y) + n * d.y_strides[0] + c * d.y_strides[1];
       for (int64_t h = share.row; h < share.row_end; ++h) {
-        const int64_t count = covers_of(divisor.rows, h, covers);
         for (int64_t w = 0; w < d.w; ++w) {
           A sum(0);
-          for (int64_t k = 0; k < count; ++k) {
-            const int64_t p = covers[k].o;
-            for (int64_t j = columns.start[w]; j < columns.start[w + 1]; ++j) {
-              const int64_t q = columns.all[j].o;
+          for (int64_t k = 0; k < rows.count(h); ++k) {
+            for (int64_t j = 0; j < columns.count(w); ++j) {
+              const int64_t p = rows.of(h)[k].o, q = columns.of(w)[j].o;
               sum += divide(widen(dy[p * d.y_strides[2] + q * d.y_strides[3]]), divisor.at(p, q));
             }
           }
@@ -112,25 +109,26 @@ void planes_grad(const PoolPlan& plan, const PoolOperands& operands, void* works
 }
 
 // The sums of the rows of grad_output that cover an input row first, then along the row: the forward's order reversed.
+// Input rows under the same windows have the same gradient.
 template <class T>
 void rows_grad(const PoolPlan& plan, const PoolOperands& operands, void* workspace, const Threads& threads) {
   using A = Compute<T>;
   constexpr int L = kLanes<A>;
   const PoolProblem& d = plan.problem;
   const Divisor divisor(d);
-  const Axis rows = divisor.rows, columns = divisor.columns;
+  const Axis columns = divisor.columns;
   const Phases phases(columns, padded_outputs(columns));
   const int64_t reach = phases.reach;
   int64_t* const delay = static_cast<int64_t*>(workspace);
   for (int64_t s = 0; s < d.s; ++s) delay[s] = phases.delay(s);
   const A* const by_column = column_divisors<A>(divisor, d, workspace);
+  const CoverTable rows(divisor.rows, delay + d.s + d.q + kMargin);
   const T* const dy = static_cast<const T*>(operands.y);
   const T* const dy_end = end_of(dy, d, false, d.y_strides);
 
   parallel_tasks(threads, tasks_of(plan), [&](int thread, int64_t task) {
     const Share share = share_of(plan, task);
-    Cover* const covers = scratch_of<Cover>(plan, workspace, thread);
-    A* const sums = reinterpret_cast<A*>(covers + d.r);
+    A* const sums = scratch_of<A>(plan, workspace, thread);
     A* const linear = sums + phases.pitch;
     fill(sums, phases.pitch, A(0));
     T* const dx = static_cast<T*>(operands.x);
@@ -138,7 +136,13 @@ void rows_grad(const PoolPlan& plan, const PoolOperands& operands, void* workspa
     for (int64_t unit = share.unit; unit < share.unit_end; ++unit) {
       const T* const plane = dy + unit / d.c * d.y_strides[0] + unit % d.c * d.y_strides[1];
       for (int64_t h = share.row; h < share.row_end; ++h) {
-        const int64_t count = covers_of(rows, h, covers);
+        T* const row = dx + (unit * d.h + h) * d.w;
+        if (h > share.row && rows.same_windows(h, h - 1)) {
+          std::memcpy(row, row - d.w, d.w * sizeof(T));
+          continue;
+        }
+        const int64_t count = rows.count(h);
+        const Cover* const covers = rows.of(h);
         bool alike = true;  // then one division serves all rows
         for (int64_t k = 1; k < count; ++k) alike &= divisor.row(covers[k].o) == divisor.row(covers[0].o);
         for (int64_t q = 0; q < d.q; q += L) {
@@ -152,7 +156,6 @@ void rows_grad(const PoolPlan& plan, const PoolOperands& operands, void* workspa
           store(sums + reach + q, sum);
         }
         fill(sums + reach + d.q, L, A(0));  // where vectors ran over
-        T* const row = dx + (unit * d.h + h) * d.w;
         emit_row<T>(columns, phases, row, dx_end, linear, [&](int64_t slot, int64_t i, Vec<A>* v, auto vectors) {
           constexpr int N = decltype(vectors)::value;
           Vec<A> sum[N] = {};
@@ -171,44 +174,54 @@ void channels_grad(const PoolPlan& plan, const PoolOperands& operands, void* wor
   constexpr int L = kLanes<A>;
   const PoolProblem& d = plan.problem;
   const Divisor divisor(d);
-  const CoverTable columns(divisor.columns, workspace);
+  const CoverTable rows(divisor.rows, workspace), columns(divisor.columns, rows.end(divisor.rows));
   const T* const dy = static_cast<const T*>(operands.y);
   const T* const dy_end = end_of(dy, d, false, d.y_strides);
   const bool inside = d.c >= L;
 
-  parallel_tasks(threads, tasks_of(plan), [&](int thread, int64_t task) {
+  parallel_tasks(threads, tasks_of(plan), [&](int, int64_t task) {
     const Share share = share_of(plan, task);
-    Cover* const covers = scratch_of<Cover>(plan, workspace, thread);
     T* const dx = static_cast<T*>(operands.x);
     const T* const dx_end = dx + ((share.unit_end - 1) * d.h + share.row_end) * d.w * d.c;
     for (int64_t n = share.unit; n < share.unit_end; ++n) {
       for (int64_t h = share.row; h < share.row_end; ++h) {
-        const int64_t row_count = covers_of(divisor.rows, h, covers);
+        T* const row = dx + (n * d.h + h) * d.w * d.c;
+        if (h > share.row && rows.same_windows(h, h - 1)) {
+          std::memcpy(row, row - d.w * d.c, d.w * d.c * sizeof(T));
+          continue;
+        }
+        const int64_t row_count = rows.count(h);
+        const Cover* const row_covers = rows.of(h);
         for (int64_t w = 0; w < d.w; ++w) {
-          const Cover* const column = columns.all + columns.start[w];
-          const int64_t column_count = columns.start[w + 1] - columns.start[w];
+          T* const to = row + w * d.c;
+          if (w > 0 && columns.same_windows(w, w - 1)) {
+            std::memcpy(to, to - d.c, d.c * sizeof(T));
+            continue;
+          }
+          const int64_t column_count = columns.count(w);
+          const Cover* const column_covers = columns.of(w);
           bool alike = row_count && column_count;  // then one division serves all windows
           for (int64_t k = 0; k < row_count; ++k)
             for (int64_t j = 0; j < column_count; ++j)
-              alike &= divisor.at(covers[k].o, column[j].o) == divisor.at(covers[0].o, column[0].o);
-          T* const to = dx + ((n * d.h + h) * d.w + w) * d.c;
+              alike &= divisor.at(row_covers[k].o, column_covers[j].o) ==
+                       divisor.at(row_covers[0].o, column_covers[0].o);
+          const A by_all = alike ? static_cast<A>(divisor.at(row_covers[0].o, column_covers[0].o)) : A(1);
           in_channel_blocks<L>(d.c, [&](int64_t c, auto count) {
             constexpr int N = decltype(count)::value;
             Vec<A> sum[N] = {};
             for (int64_t k = 0; k < row_count; ++k) {
               for (int64_t j = 0; j < column_count; ++j) {
-                const T* from =
-                    dy + n * d.y_strides[0] + covers[k].o * d.y_strides[2] + column[j].o * d.y_strides[3] + c;
-                const A by = alike ? A(1) : static_cast<A>(divisor.at(covers[k].o, column[j].o));
+                const int64_t p = row_covers[k].o, q = column_covers[j].o;
+                const T* from = dy + n * d.y_strides[0] + p * d.y_strides[2] + q * d.y_strides[3] + c;
+                const A by = alike ? A(1) : static_cast<A>(divisor.at(p, q));
                 for (int m = 0; m < N; ++m) {
                   const Vec<A> v = inside ? load_wide<T>(from + m * L) : load_until<T, L>(from, dy_end, load_wide<T>);
                   sum[m] += alike ? v : v / by;
                 }
               }
             }
-            const A by = alike ? static_cast<A>(divisor.at(covers[0].o, column[0].o)) : A(1);
             for (int m = 0; m < N; ++m)
-              store_until<T, L>(to + c + m * L, dx_end, [&](T* p) { store_narrow<T>(p, sum[m] / by); });
+              store_until<T, L>(to + c + m * L, dx_end, [&](T* p) { store_narrow<T>(p, sum[m] / by_all); });
           });
         }
       }

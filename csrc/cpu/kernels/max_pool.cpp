@@ -31,7 +31,7 @@ void rows_with_offsets(const PoolPlan& plan, const PoolOperands& operands, void*
   const PoolProblem& d = plan.problem;
   const Axis rows = vertical(d), columns = horizontal(d);
   const Phases phases(columns, d.q);
-  const int64_t ring = rows_in_flight(d), row_size = phases.slots * phases.pitch;
+  const int64_t ring = (d.r - 1) * d.dilation_h + 1, row_size = phases.slots * phases.pitch;
   // Shared tables: the shift of each tap, and the first tap of each window that lies inside the row.
   int64_t* const shift = static_cast<int64_t*>(workspace);
   Code<E>* const first_tap = reinterpret_cast<Code<E>*>(shift + d.s);
@@ -44,7 +44,8 @@ void rows_with_offsets(const PoolPlan& plan, const PoolOperands& operands, void*
   parallel_tasks(threads, tasks_of(plan), [&](int thread, int64_t task) {
     const Share share = share_of(plan, task);
     int64_t* const held = scratch_of<int64_t>(plan, workspace, thread);  // which input row each place of the ring holds
-    E* const kept = reinterpret_cast<E*>(held + ring);
+    const E** const tap_rows = reinterpret_cast<const E**>(held + ring);
+    E* const kept = reinterpret_cast<E*>(tap_rows + d.r);
     E* const linear = kept + ring * row_size;
     fill(kept, ring * row_size, M::lowest());
     E* const y = static_cast<E*>(operands.y);
@@ -61,12 +62,15 @@ void rows_with_offsets(const PoolPlan& plan, const PoolOperands& operands, void*
           fill(offsets + out, d.q, kNone);
           continue;
         }
-        for (int64_t r = r_first; r < r_last; ++r) {
+        int64_t place = (top + r_first * rows.dilation) % ring;  // of the row in the ring
+        for (int64_t r = r_first; r < r_last; ++r, place += rows.dilation) {
           const int64_t h = top + r * rows.dilation;
-          if (held[h % ring] == h) continue;
-          held[h % ring] = h;
+          if (place >= ring) place -= ring;
+          tap_rows[r] = kept + place * row_size;
+          if (held[place] == h) continue;
+          held[place] = h;
           const E* from = plane + h * d.x_strides[2];
-          spread(columns, phases, M::lowest(), linear, kept + h % ring * row_size,
+          spread(columns, phases, M::lowest(), linear, kept + place * row_size,
                  [&](int64_t w) { return load_until<E, L>(from + w, x_end, load<E>); });
         }
         in_blocks(ceil_div(d.q, L), [&](int64_t first, auto count) {
@@ -78,7 +82,7 @@ void rows_with_offsets(const PoolPlan& plan, const PoolOperands& operands, void*
             best[n] = M::start(s == none ? none : inside);
           }
           for (int64_t r = r_first; r < r_last; ++r) {
-            const E* from = kept + (top + r * rows.dilation) % ring * row_size + first * L;
+            const E* from = tap_rows[r] + first * L;
             for (int64_t s = 0; s < d.s; ++s) {
               const Vec<Code<E>> code = Vec<Code<E>>{} + static_cast<Code<E>>(r * d.s + s);
               for (int n = 0; n < N; ++n) M::take(best[n], load(from + shift[s] + n * L), code);

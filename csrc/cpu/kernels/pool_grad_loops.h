@@ -7,30 +7,6 @@
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
 
-// A window (output o of one axis) that covers an input, and the tap that does.
-struct Cover {
-  int64_t o, tap;
-};
-inline int64_t covers_of(const Axis& a, int64_t i, Cover* covers) {
-  int64_t count = 0;
-  for (int64_t tap = 0; tap < a.window; ++tap) {
-    const int64_t o = a.output(i, tap);
-    if (o >= 0) covers[count++] = {o, tap};
-  }
-  return count;
-}
-
-// The covers of every column; those of column w are all[start[w]] to all[start[w + 1]]. Takes cover_table_bytes().
-struct CoverTable {
-  int64_t* start;
-  Cover* all;
-  CoverTable(const Axis& a, void* memory) : start(static_cast<int64_t*>(memory)) {
-    all = reinterpret_cast<Cover*>(start + a.in + 1);
-    start[0] = 0;
-    for (int64_t i = 0; i < a.in; ++i) start[i + 1] = start[i] + covers_of(a, i, all + start[i]);
-  }
-};
-
 // kLanes values of a row of grad_output whose elements are `stride` apart; lanes at and past `left` are anything.
 template <class T>
 inline Vec<Compute<T>> load_strided(const T* p, int64_t stride, int64_t left, const T* end) {

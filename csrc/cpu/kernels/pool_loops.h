@@ -88,8 +88,8 @@ struct Count {
 template <class Block>
 inline void in_blocks(int64_t vectors, Block&& block) {
   int64_t v = 0;
-  for (; v + 4 <= vectors; v += 4) block(v, Count<4>{});
-  for (; v < vectors; ++v) block(v, Count<1>{});
+  for (; v + 2 <= vectors; v += 2) block(v, Count<2>{});
+  if (v < vectors) block(v, Count<1>{});
 }
 
 // Lanes are channels: calls block(c, number of vectors as a constant) so that all `channels` are covered. A last
