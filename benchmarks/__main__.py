@@ -60,14 +60,14 @@ def parser():
 
 
 def show_list(file=None):
-    from fastconv import _C
+    import fastconv
 
     out = file or sys.stdout
     print("networks", file=out)
     for network in networks.NETWORKS.values():
         print(f"  {network.name:18} {network.title}: {network.source}", file=out)
     print("\nalgorithms", file=out)
-    for row in _C.algorithms():
+    for row in fastconv.ops.extension().algorithms():
         does = f"{row['device']} {row['kind']}; {', '.join(row['passes'])}; {' '.join(row['dtypes'])}"
         print(f"  {row['name']:18} {row['summary']} ({does})", file=out)
     print("\ninputs", file=out)
@@ -82,15 +82,21 @@ def main(argv=None):
     if arguments.command == "describe":
         describe(networks.NETWORKS[arguments.network]).print()
         return 0
-    if arguments.command == "list":
-        show_list()
-        return 0
-    from .run import BadArgument, run  # imports torch and the extension, which `describe` does not need
+    from fastconv import ExtensionError  # imports torch, which `describe` does not need
 
     try:
-        return run(arguments)
-    except BadArgument as bad:
-        top.error(str(bad))
+        if arguments.command == "list":
+            show_list()
+            return 0
+        from .run import BadArgument, run
+
+        try:
+            return run(arguments)
+        except BadArgument as bad:
+            top.error(str(bad))
+    except ExtensionError as missing:
+        print(missing, file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

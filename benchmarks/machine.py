@@ -59,10 +59,10 @@ def facts(fastconv, extension):
     }
 
 
-def _timed(call, times):
+def _timed(call, seconds=0.7):
     call()
-    samples = []
-    for _ in range(times):
+    samples, end = [], time.perf_counter() + seconds
+    while len(samples) < 9 or time.perf_counter() < end:
         begin = time.perf_counter()
         call()
         samples.append(time.perf_counter() - begin)
@@ -72,15 +72,15 @@ def _timed(call, times):
 def peaks():
     """The rates that this machine reaches with the present number of threads; both are the best of several.
 
-    flops_per_second: torch's matrix product of 1536 x 1536 float32, which other code may well exceed by a little.
+    flops_per_second: torch's matrix product of 1024 x 1024 float32, which other code may well exceed by a little.
     bytes_per_second: copying 64 MiB, read and written bytes both counted.
     """
-    size, copied = 1536, 64 << 20
+    size, copied = 1024, 64 << 20
     a, b = torch.randn(size, size), torch.randn(size, size)
     out = torch.empty(size, size)
-    multiply = _timed(lambda: torch.mm(a, b, out=out), 9)
+    multiply = _timed(lambda: torch.mm(a, b, out=out))
     source, target = torch.ones(copied // 4), torch.empty(copied // 4)
-    copy = _timed(lambda: target.copy_(source), 9)
+    copy = _timed(lambda: target.copy_(source))
     return {
         "flops_per_second": 2 * size**3 / min(multiply),
         "bytes_per_second": 2 * copied / min(copy),

@@ -8,9 +8,10 @@ import fastconv
 import fastconv.functional as FF
 import torch
 import torch.nn.functional as F
-from fastconv import _C
 
 from .layers import pair
+
+_C = fastconv.ops.extension()  # raises ExtensionError, which names the cure
 
 SIDES = ("torch", "fastconv")
 
@@ -77,7 +78,7 @@ def algorithms():
 
 def choices(layer, shape, batch, layout, training, first, algorithm):
     """What fastconv runs a layer with: for each pass {"pass", "problem", "algorithm", "why", "workspace_bytes",
-    "executed_macs"}. `first`: nobody wants the gradient of the network's input.
+    "prepack_bytes" (the part of the workspace that keeps the transformed filter), "executed_macs"}. `first`: nobody wants the gradient of the network's input.
 
     Raises:
         RuntimeError: a forced row refuses; the text lists every row's reason.
@@ -96,6 +97,7 @@ def choices(layer, shape, batch, layout, training, first, algorithm):
                 "algorithm": row["name"],
                 "why": row["reason"],
                 "workspace_bytes": row["workspace_bytes"],
+                "prepack_bytes": row["prepack_bytes"],
                 "executed_macs": row["executed_macs"],
             }
         )

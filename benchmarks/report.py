@@ -41,13 +41,13 @@ def layer_table(bench):
         columns=[
             Column("layer"),
             Column("problem", group=_WHAT),
-            *(Column(name, group=_WHAT, **right) for name in ("FLOPs", "MACs", "params", "output", "least bytes")),
-            *(Column(name, group=_WHAT, **right) for name in ("saved", "torch saves", "workspace")),
+            *(Column(name, group=_WHAT, **right) for name in ("FLOPs", "MACs", "params", "activations", "min bytes")),
+            *(Column(name, group=_WHAT, **right) for name in ("saved", "by torch", "workspace")),
             *(Column(name, group=_SPEED, **right) for name in ("torch ms", "+-")),
             Column("layout", group=_SPEED),
             *(Column(name, group=_SPEED, **right) for name in ("fastconv ms", "+-")),
             Column("layout", group=_SPEED),
-            *(Column(name, group=_SPEED, **right) for name in ("torch/fastconv", "GFLOP/s", "roof", "error", "torch's")),
+            *(Column(name, group=_SPEED, **right) for name in ("ratio", "GFLOP/s", "roof", "error", "torch's")),
             Column("algorithm and why", group=_SPEED),
         ],
     )
@@ -63,12 +63,13 @@ def layer_table(bench):
 
 
 _NOTES = (
-    "FLOPs = 2 x MAC (pools: one per window element). output: the layer's activations, ReLU in place. least bytes: "
+    "FLOPs = 2 x MAC (pools: one per window element). activations: the layer's output, ReLU in place. min bytes: "
     "every operand moved once. saved: kept for backward when training, parameters not counted, input included. "
-    "workspace: scratch memory of fastconv's algorithm (torch does not tell its own).",
+    "workspace: scratch memory of fastconv's algorithm, its transformed filter included, which is kept between calls and "
+    "checked against the weight at each (torch does not tell its own).",
     "Latencies: medians of interleaved rounds, +-: half the quartile distance; each side in the faster of NCHW and "
-    "channels_last (nhwc), weights stored alike. torch/fastconv above 1: fastconv is faster; median of the rounds' own "
-    "ratios. GFLOP/s and roof (share of the roofline made of the two measured peaks; data in cache can exceed it) are "
+    "channels_last (nhwc), weights stored alike. ratio: torch / fastconv, above 1 fastconv is faster; median of the "
+    "rounds' own ratios. GFLOP/s and roof (share of the roofline made of the two measured peaks; data in cache can exceed it) are "
     "fastconv's. Convolution + ReLU is one layer: fused here, torch's ReLU in place.",
     "error: max |y - reference| / max |reference|, the reference being torch in float64; verified before timing: at "
     "most twice torch's own error + 2^-23. Linear layers run in torch on both sides.",
@@ -94,7 +95,7 @@ def _row_cells(row, bench):
     lines = [[*what, *_speed_cells(row, bench.peaks, chosen)]]
     for more in chosen[1:]:
         blank = [""] * len(lines[0])
-        blank[1], blank[-1] = more["problem"], f"{more['algorithm']}: {more['why']}"
+        blank[1], blank[-1] = more["problem"], f"{more['pass']} {more['algorithm']}: {more['why']}"
         lines.append(blank)
     return lines
 

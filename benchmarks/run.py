@@ -7,7 +7,6 @@ import pathlib
 
 import fastconv
 import torch
-from fastconv import _C
 
 from . import inputs, machine, measure, models, networks, peers, report, verify
 from .progress import progress
@@ -49,7 +48,7 @@ class Bench:
     def run(self):
         if self.arguments.threads:
             torch.set_num_threads(self.arguments.threads)
-        self.facts = machine.facts(fastconv, _C)
+        self.facts = machine.facts(fastconv, fastconv.ops.extension())
         with contextlib.suppress(KeyboardInterrupt), progress() as bar:
             self.interrupted = True
             bar.stage("measuring the machine")

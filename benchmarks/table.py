@@ -5,6 +5,8 @@ import sys
 import textwrap
 from dataclasses import dataclass, field
 
+_GAP = 2  # blanks between columns
+
 
 def plain(value):
     return f"{value:,}"
@@ -67,7 +69,8 @@ class Table:
         """The columns of one group, and those of both."""
         keep = [i for i, column in enumerate(self.columns) if column.group in (0, group)]
         pick = lambda line: [line[i] for i in keep]  # noqa: E731
-        return Table(self.title, pick(self.columns), [pick(r) for r in self.rows], [pick(t) for t in self.totals])
+        lines = lambda rows: [line for row in rows if any(line := pick(row))]  # noqa: E731
+        return Table(f"{self.title} ({group} of 2)", pick(self.columns), lines(self.rows), lines(self.totals))
 
     def text(self):
         """Plain text, as wide as it needs to be; notes wrapped at 120 columns."""
@@ -97,8 +100,7 @@ class Table:
 
         width = shutil.get_terminal_size((160, 24)).columns
         console = Console(file=file, width=width)
-        # rich pads every cell by one on both sides: two columns each, and two of frame
-        fits = sum(self.widths()) + 2 * len(self.columns) + 2 <= width
+        fits = sum(self.widths()) + _GAP * (len(self.columns) - 1) <= width
         split = not fits and any(column.group for column in self.columns)
         for part in (self.part(1), self.part(2)) if split else (self,):
             console.print(part._rich())
@@ -109,7 +111,8 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(title=Text(self.title), box=box.SIMPLE_HEAD, padding=(0, 1), title_justify="left")
+        style = {"box": box.SIMPLE_HEAD, "padding": (0, _GAP - 1, 0, 0), "pad_edge": False, "show_edge": False}
+        table = RichTable(title=Text(self.title), title_justify="left", **style)
         for column in self.columns:
             table.add_column(Text(column.name), justify="right" if column.right else "left", overflow="fold")
         for i, row in enumerate(self.rows):

@@ -1,0 +1,257 @@
+"""The benchmarks' descriptions against published figures, their formulas against numbers worked by hand."""
+
+import fastconv
+import pytest
+import torch
+from benchmarks import formulas, inputs, measure, models, networks, peers, rows, table, verify
+from benchmarks.describe import describe
+from benchmarks.layers import AvgPool, Conv, MaxPool
+
+_C = fastconv.ops.extension()
+NETWORKS = networks.NETWORKS
+EVERY_LAYER = [
+    pytest.param(layer, before, after, id=f"{network.name}-{layer.name}")
+    for network in NETWORKS.values()
+    for layer, before, after in network.walk()
+]
+
+# VGG-16: Simonyan and Zisserman, arXiv:1409.1556, table 2 says 138 million; the exact figure is that of the published
+# weights, as is AlexNet's grouped one (the Caffe model of Krizhevsky's net). LeNet-5 with a full C3: 156 + 2,416 +
+# 48,120 + 10,164 + 850.
+PARAMETERS = {
+    "vgg16": 138_357_544,
+    "alexnet": 60_965_224,
+    "alexnet-ungrouped": 62_378_344,
+    "lenet5": 61_706,
+    "edge-detection": 2,
+}
+
+
+def shapes(name):
+    return {layer.name: after for layer, _, after in NETWORKS[name].walk()}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parameters_are_the_published_ones_in_description_and_module(name):
+    network = NETWORKS[name]
+    assert network.parameters() == PARAMETERS[name]
+    if network.parameters() < 1e6 or name == "alexnet":  # one large module is enough: the same code builds all
+        assert sum(p.numel() for p in models.build(network).parameters()) == PARAMETERS[name]
+
+
+def test_alexnet_has_the_published_sizes():
+    # Krizhevsky et al. 2012, figure 2: 55x55x96, 27x27x256, 13x13x384, 13x13x384, 13x13x256; pooled: 6x6x256
+    sizes = shapes("alexnet")
+    assert sizes["conv1"] == (96, 55, 55)
+    assert sizes["pool1"] == (96, 27, 27)
+    assert sizes["conv2"] == (256, 27, 27)
+    assert sizes["conv3"] == sizes["conv4"] == (384, 13, 13)
+    assert sizes["conv5"] == (256, 13, 13)
+    assert sizes["pool5"] == (256, 6, 6)
+    assert shapes("alexnet-ungrouped") == sizes
+
+
+def test_lenet5_has_the_published_sizes():
+    # LeCun et al. 1998, figure 2: C1 6@28x28, S2 6@14x14, C3 16@10x10, S4 16@5x5, C5 120, F6 84, output 10
+    assert list(shapes("lenet5").values()) == [
+        (6, 28, 28), (6, 14, 14), (16, 10, 10), (16, 5, 5), (120,), (84,), (10,)
+    ]  # fmt: skip
+
+
+def test_vgg16_activations_are_15_2_million_and_not_24():
+    network = NETWORKS["vgg16"]
+    by_hand = 224 * 224 * (3 + 64 + 64) + 112 * 112 * (64 + 128 + 128) + 56 * 56 * (128 + 3 * 256)
+    by_hand += 28 * 28 * (256 + 3 * 512) + 14 * 14 * (512 + 3 * 512) + 7 * 7 * 512 + 4096 + 4096 + 1000
+    assert network.activations() == by_hand == 15_237_608
+    relus = sum(formulas.elements(after) for layer, _, after in network.walk() if getattr(layer, "relu", False))
+    assert round((by_hand + relus) / 1e6, 1) == 28.8  # the note's other figure
+
+
+def test_describe_prints_the_figures_of_the_courses():
+    text = describe(NETWORKS["vgg16"]).text()
+    for figure in ("138,357,544", "3,211,264", "3.2M", "15.2M", "61.0 MB", "15,470,264,320", "24M", "28.8M"):
+        assert figure in text
+    text = describe(NETWORKS["alexnet"]).text()
+    for figure in ("60,965,224", "62,378,344", "55x55x96", "27x27x256", "13x13x384", "6x6x256"):
+        assert figure in text
+
+
+def test_edge_detection_counts_both_ways():
+    # Goodfellow et al. 2016, figure 9.6: 319 x 280 x 3 = 267,960 operations; two multiply-accumulates: 357,280 FLOPs
+    assert shapes("edge-detection")["difference"] == (1, 280, 319)
+    macs = formulas.conv_macs(1, 1, 280, 319, 1, 1, 2)
+    assert formulas.textbook_operations(macs, 319 * 280) == 267_960
+    assert formulas.flops(macs) == 357_280
+    text = describe(NETWORKS["edge-detection"]).text()
+    assert "267,960" in text
+    assert "357,280" in text
+
+
+def test_formulas_on_numbers_worked_by_hand():
+    assert formulas.window_positions(7, 3) == 5
+    assert formulas.window_positions(7, 3, stride=2) == 3
+    assert formulas.window_positions(227, 11, stride=4) == 55
+    assert formulas.window_positions(32, 5, padding=2) == 32
+    assert formulas.window_positions(9, 3, dilation=3) == 3  # a reach of 7 in 9
+    assert formulas.window_positions(6, 3, stride=2) == 2
+    assert formulas.window_positions(6, 3, stride=2, ceil_mode=True) == 3
+    assert formulas.window_positions(5, 1, stride=2, padding=0, ceil_mode=True) == 3
+    assert formulas.window_positions(3, 1, stride=3, padding=0, ceil_mode=True) == 1  # a second would start outside
+    assert formulas.conv_parameters(10, 3, 5, 5) == 760
+    assert formulas.conv_parameters(256, 96, 5, 5, groups=2) == 307_456
+    assert formulas.conv_macs(2, 64, 4, 5, 3, 3, 3) == 2 * 64 * 20 * 27
+    assert formulas.conv_macs(1, 4, 1, 1, 4, 1, 1, groups=4) == 4
+    assert formulas.linear_parameters(400, 120) == 48_120
+    assert formulas.pool_flops(1, 6, 14, 14, 2, 2) == 4704
+    assert formulas.layer_bytes(100, 10, 50) == 640
+    assert formulas.layer_bytes(100, 0, 25, offset_bytes=1) == 525
+    assert formulas.conv_gradient_bytes(100, 10, 50, grad_bias=2, masked=True) == 4 * (100 + 10 + 100 + 2)
+    assert formulas.roofline_seconds(6e9, 1e9, 3e9, 1e9) == 2.0
+    assert formulas.roofline_seconds(6e9, 5e9, 3e9, 1e9) == 5.0
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["fwd", "train"])
+@pytest.mark.parametrize("layer, before, after", EVERY_LAYER)
+def test_formulas_agree_with_the_extensions_problems(layer, before, after, training):
+    if layer.kind == "linear":
+        assert layer.macs(before, 3) == 3 * formulas.elements(before) * after[0]
+        return
+    row = rows.row_of(layer, before, after, 3, training, False, "auto")
+    facts = [_C.problem_facts(c["problem"]) for c in peers.choices(layer, before, 3, "nchw", training, False, "auto")]
+    assert all((f["p"], f["q"]) == after[1:] for f in facts)
+    assert row.flops == sum(f["flops"] for f in facts)
+    assert row.macs == sum(f.get("macs", 0) for f in facts)
+    assert row.minimum_bytes == sum(f["minimum_bytes"] for f in facts)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "alexnet", "edge-detection"])
+def test_modules_have_the_described_shapes_and_live_activations(name):
+    network = NETWORKS[name]
+    model = models.build(network)
+    x = inputs.load(network.image, network.input_shape, 2)
+    sizes = shapes(name)
+    for label, module in model.named_children():
+        with torch.no_grad():
+            x = module(x)
+        if label in sizes:
+            assert x.shape[1:] == sizes[label]
+    assert bool(torch.isfinite(x).all())
+    assert float(x.std()) > 0.01
+
+
+def test_twins_share_linear_layers_only():
+    model = models.build(NETWORKS["lenet5"])
+    twin = models.twin(model, "nhwc")
+    assert twin.C5.weight is model.C5.weight
+    assert twin.C3.weight is not model.C3.weight
+    assert twin.C3.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(twin.C3.weight, model.C3.weight)
+
+
+@pytest.mark.parametrize("image", inputs.IMAGES)
+@pytest.mark.parametrize("shape", [(3, 224, 224), (1, 32, 32), (1, 280, 320)], ids=str)
+def test_inputs_fit_and_are_pictures(image, shape):
+    x = inputs.load(image, shape, batch=2)
+    assert x.shape == (2, *shape)
+    assert x.dtype == torch.float32
+    assert x.is_contiguous()
+    assert 0.5 < float(x.std()) < 2
+    assert not torch.equal(x[0], x[1])
+    assert torch.equal(x, inputs.load(image, shape, batch=2))
+
+
+def test_a_photo_is_normalised_with_imagenets_mean_and_deviation():
+    x = inputs.load("china", (3, 224, 224))
+    for channel, mean, deviation in zip(x[0], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True):
+        pixels = channel * deviation + mean
+        assert -1e-6 <= float(pixels.min()) < 0.2
+        assert 0.8 < float(pixels.max()) <= 1 + 1e-6
+
+
+def test_contestants_take_turns_and_repeat_short_calls():
+    calls = []
+    samples = {"a": [], "b": []}
+    seen = []
+    contestants = {name: lambda name=name: calls.append(name) for name in samples}
+    measure.interleaved(contestants, samples, least_rounds=4, least_seconds=1e-9, tick=seen.append)
+    assert len(samples["a"]) == len(samples["b"]) == 4
+    assert seen[-1] == 1.0
+    after_warming = "".join(calls)[4:]
+    order = [c for i, c in enumerate(after_warming) if i == 0 or c != after_warming[i - 1]]
+    assert "".join(order) in ("abababab", "abab", "ab" * 3, "ababa")  # a b, b a, a b, b a: neighbours merge
+
+
+def test_ratio_pairs_the_rounds():
+    # a slow second round on both sides: the ratio of medians would be 2 as well, that of unpaired samples not
+    assert measure.ratio([2.0, 20.0, 4.0], [1.0, 10.0, 2.0]) == {"median": 2.0, "q1": 2.0, "q3": 2.0}
+    assert measure.summary([3.0, 1.0, 2.0]) == {"median": 2.0, "q1": 1.5, "q3": 2.5, "best": 1.0, "count": 3}
+    assert measure.spread([1.0, 2.0, 3.0]) == 0.25
+    with pytest.raises(ValueError, match="zip"):
+        measure.ratio([1.0], [1.0, 2.0])
+
+
+def test_errors_never_let_nan_pass():
+    reference = torch.tensor([1.0, -4.0], dtype=torch.float64)
+    assert verify.error(torch.tensor([1.0, -3.0]), reference) == 0.25
+    assert verify.error(torch.tensor([1.0, float("nan")]), reference) == float("inf")
+    assert verify.error(torch.tensor([1.0, float("inf")]), reference) == float("inf")
+    assert verify.error(torch.tensor([1.0]), reference) == float("inf")
+    assert verify.error(torch.tensor([0.0]), torch.tensor([0.0])) == 0.0
+    assert verify.complaint(["output"], [2e-7], [1e-7]) is None
+    assert "exceeds" in verify.complaint(["output"], [4e-7], [1e-7])
+    assert "gradient of weight" in verify.complaint(["output", "gradient of weight"], [0.0, float("nan")], [0.0, 0.0])
+
+
+def saved(side, layer, x, *parameters):
+    return peers.saved_bytes(lambda: peers.call(side, layer)(x, *[*parameters, None, None][:2]), parameters)
+
+
+def test_saved_bytes_are_what_backward_keeps():
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    weight, bias = torch.randn(5, 3, 3, 3, requires_grad=True), torch.randn(5, requires_grad=True)
+    conv = Conv("conv", 5, 3, padding=1, relu=True)
+    # input and output, 4 bytes each; the weight is a parameter
+    assert saved("torch", conv, x, weight, bias) == saved("fastconv", conv, x, weight, bias) == 4 * 2 * 64 * (3 + 5)
+    pool = MaxPool("pool", 2, 2)
+    assert saved("torch", pool, x) == 4 * x.numel() + 8 * 2 * 3 * 16  # input, 64-bit indices
+    assert saved("fastconv", pool, x) == 2 * 3 * 16  # 8-bit offsets
+    assert saved("fastconv", AvgPool("pool", 2, 2), x) == 0
+
+
+def sample_table():
+    t = table.Table("title", [table.Column("key"), table.Column("wide", group=1), table.Column("n", True, group=2)])
+    t.row(["a", "x" * 30, "1"])
+    t.row(["", "second line", ""])
+    t.total(["sum", "", "12"])
+    t.note("a note")
+    return t
+
+
+def test_plain_tables_are_aligned():
+    lines = sample_table().text().splitlines()
+    assert lines[2] == "key  wide                             n"
+    assert lines[4] == f"a    {'x' * 30}   1"
+    assert lines[7] == "sum                                  12"
+    assert lines[-1] == "* a note"
+    with pytest.raises(ValueError, match="2 cells for 3 columns"):
+        sample_table().row(["a", "b"])
+
+
+def test_narrow_terminals_get_two_tables():
+    first, second = sample_table().part(1), sample_table().part(2)
+    assert [c.name for c in first.columns] == ["key", "wide"]
+    assert [c.name for c in second.columns] == ["key", "n"]
+    assert len(first.rows) == 2
+    assert second.rows == [["a", "1"]]  # a line that says nothing in this half goes
+
+
+def test_numbers_for_readers():
+    assert [table.count(v) for v in (0, 999, 3_211_264, 15_470_264_320)] == ["0", "999", "3.2M", "15.5G"]
+    assert [table.megabytes(v) for v in (40, 36_500, 60_950_432)] == ["40 B", "36.5 kB", "61.0 MB"]
+    assert [table.milliseconds(v) for v in (1.5, 0.25, 0.0123, 5e-6)] == ["1500", "250.0", "12.30", "0.0050"]
+
+
+def test_nearest_names():
+    assert networks.nearest("vg16", NETWORKS)[0] == "vgg16"
+    assert set(networks.nearest("alexnt", NETWORKS)) >= {"alexnet", "alexnet-ungrouped"}
+    assert networks.nearest("zzz", NETWORKS) == list(NETWORKS)
