@@ -3,7 +3,7 @@
 # make build    set up, build
 # make clean    undo all three
 #
-# PYTHON=...    the interpreter to start from (default python3). With torch >= 2.10 it is used itself, else .venv is made.
+# PYTHON=...    the interpreter to start from (default python3): used itself if it has torch >= 2.10, else for .venv
 # PIP_ARGS=...  for pip, e.g. an index of CPU builds of torch
 # FASTCONV_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CXX reach the build.
 

@@ -105,9 +105,7 @@ def use_venv(text):
                 return python
     say("fastconv: making .venv (%s has no torch >= %s)" % (sys.executable, ".".join(map(str, MIN_TORCH))))
     if subprocess.call([sys.executable, "-m", "venv", "--clear", VENV], stdout=sys.stderr) != 0:
-        fail(
-            "%s -m venv failed: on Debian and Ubuntu `apt-get install python3-venv` brings what it lacks" % sys.executable
-        )
+        fail("%s -m venv failed: on Debian and Ubuntu, `apt-get install python3-venv`" % sys.executable)
     pip(
         python,
         [TORCH, "-r", REQUIREMENTS],

@@ -95,7 +95,16 @@ def find_nvcc() -> tuple[str | None, str | None]:
 
 
 def nvcc_archs(nvcc: str) -> set[str]:
-    return set(re.findall(r"compute_(\w+)", _output([nvcc, "--list-gpu-arch"])))
+    return set(re.findall(r"compute_(\d+)", _output([nvcc, "--list-gpu-arch"])))
+
+
+def toolkit_of(nvcc: str) -> Path:
+    """The toolkit's folder as nvcc itself tells it: the path of nvcc may be a wrapper script's."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cu")
+        source.touch()
+        told = re.search(r"^#\$ TOP=(.+)$", _output([nvcc, "--dryrun", "-c", str(source), "-o", f"{source}.o"]), re.M)
+    return (Path(told.group(1).strip()) if told else Path(nvcc).resolve().parent.parent).resolve()
 
 
 def nvidia_wheels() -> list[Path]:
@@ -108,7 +117,7 @@ def cuda_runtime(nvcc: str, cuda_version: str) -> tuple[tuple[str, ...], str]:
 
     The wheels come before the toolkit: linking against the file that torch has loaded cannot bring in a second runtime.
     """
-    toolkit = Path(nvcc).resolve().parent.parent
+    toolkit = toolkit_of(nvcc)
     homes = [*nvidia_wheels(), toolkit, *sorted(toolkit.glob("targets/*"))]
     includes = [str(h / "include") for h in homes if (h / "include/cuda_runtime_api.h").is_file()]
     name = f"libcudart.so.{version_tuple(cuda_version)[0]}"

@@ -12,7 +12,7 @@ from typing import Callable, Iterable, Mapping, Sequence
 
 MIN_TORCH = (2, 10)
 GIB = 1 << 30
-# One translation unit with torch headers peaks near 1.5 GiB in g++ 12; nvcc and cicc together stay below that.
+# The largest file of the bindings peaks at 0.9 GiB in g++ 12; twice that leaves room for other compilers.
 BYTES_PER_JOB = 2 * GIB
 
 KERNEL_ISAS: dict[str, tuple[str, ...]] = {
@@ -26,6 +26,8 @@ X86_64 = ("x86_64", "amd64")
 
 DEFAULT_ARCHS = "8.0;9.0"
 MIN_ARCH = 75  # CUDA 13 compiles for nothing older
+# Architecture-specific (9.0a: wgmma, TMA) and family-specific (10.0f) code: the first of each.
+VARIANTS_FROM = {"a": 90, "f": 100}
 # The names that torch.utils.cpp_extension takes in TORCH_CUDA_ARCH_LIST.
 NAMED_ARCHS = {
     "Turing": "7.5+PTX",
@@ -206,7 +208,7 @@ def parse_archs(text: str, detected: Iterable[tuple[int, int]] = (), known: Iter
     """TORCH_CUDA_ARCH_LIST -> architectures, in rising order.
 
     text: '8.0;9.0', '8.0 9.0a+PTX', 'Hopper'; empty: the GPUs `detected`, or DEFAULT_ARCHS without one.
-    known: what nvcc compiles for ('80', '90a', ...); empty: not checked.
+    known: what nvcc lists ('80', '90', ...; it lists no variants such as 90a); empty: not checked.
     """
     if not text.strip(" ;"):
         text = ";".join(f"{major}.{minor}" for major, minor in sorted(set(detected))) or DEFAULT_ARCHS
@@ -219,16 +221,23 @@ def parse_archs(text: str, detected: Iterable[tuple[int, int]] = (), known: Iter
             if not found:
                 raise SwitchError(f"TORCH_CUDA_ARCH_LIST holds {word!r}, which is no architecture: {example}")
             major, minor, variant, ptx = found.groups()
-            if int(major + minor) < MIN_ARCH:
+            base = int(major + minor)
+            if variant and base < VARIANTS_FROM[variant]:
+                since = VARIANTS_FROM[variant]
+                raise SwitchError(
+                    f"TORCH_CUDA_ARCH_LIST holds {word!r}, but variants {variant!r} begin "
+                    f"at {since // 10}.{since % 10}{variant}: leave the letter off"
+                )
+            if base < MIN_ARCH:
                 raise SwitchError(
                     f"TORCH_CUDA_ARCH_LIST holds {word!r}, older than what fastconv's kernels run on: "
                     f"name architectures from {MIN_ARCH // 10}.{MIN_ARCH % 10} on"
                 )
             number = major + minor + variant
-            if known and number not in known:
+            if known and str(base) not in known:
                 raise SwitchError(
                     f"TORCH_CUDA_ARCH_LIST holds {word!r}, which this nvcc cannot compile for: name one of "
-                    + ", ".join(sorted(known, key=lambda k: (len(k.rstrip("af")), k)))
+                    + ", ".join(sorted(known, key=int))
                 )
             archs[number] = Arch(number, bool(ptx) or (number in archs and archs[number].ptx))
     return tuple(sorted(archs.values(), key=lambda a: (int(a.number.rstrip("af")), a.number)))

@@ -33,7 +33,7 @@ def rebuild_command(package: Path = PACKAGE) -> str:
 
 
 def build_info(package: Path = PACKAGE) -> dict | None:
-    """What the build recorded about itself, or None if there is no record. Raises ExtensionError if it is unreadable."""
+    """What the build recorded about itself, None if there is no record. Raises ExtensionError if it is damaged."""
     try:
         text = (package / INFO_NAME).read_text()
     except FileNotFoundError:

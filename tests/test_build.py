@@ -1,27 +1,18 @@
-"""The build's decisions as pure functions, the ninja file, the loader and the doctor, and what was built."""
+"""The build's decisions as pure functions, the ninja file, what make sets up, and which folders know torch."""
 
-import importlib.machinery
-import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from build_tools import environment, ninja_file, switches  # noqa: E402
+from build_tools import environment, facts, ninja_file, switches  # noqa: E402
 from build_tools.ninja_file import Plan, Sources  # noqa: E402
 from build_tools.switches import GIB, Arch, CudaFacts, SwitchError  # noqa: E402
-
-import fastconv  # noqa: E402
-from fastconv import _extension  # noqa: E402
-from fastconv.doctor import cpu_features  # noqa: E402
 
 # --- switches --------------------------------------------------------------------------------------------
 
@@ -31,7 +22,10 @@ def test_torch_new_enough(version):
     assert switches.torch_switch(version, "python").line == f"Torch: {version}"
 
 
-@pytest.mark.parametrize("version, words", [(None, "torch is not installed"), ("2.9.1+cu128", "torch 2.9.1+cu128 is too old")])
+@pytest.mark.parametrize("version, words", [
+    (None, "torch is not installed"),
+    ("2.9.1+cu128", "torch 2.9.1+cu128 is too old"),
+])  # fmt: skip
 def test_torch_missing_or_old_names_the_cure(version, words):
     with pytest.raises(SwitchError, match=re.escape(words)) as caught:
         switches.torch_switch(version, "/usr/bin/python3")
@@ -40,8 +34,8 @@ def test_torch_missing_or_old_names_the_cure(version, words):
 
 
 def cuda(**changes):
-    facts = dict(torch_version="2.13.0+cu130", torch_cuda="13.0", nvcc="/opt/cuda/bin/nvcc", nvcc_version="13.2", sources=3)
-    return CudaFacts(**{**facts, **changes})
+    found = dict(torch_version="2.13.0+cu130", torch_cuda="13.0", nvcc="/cuda/bin/nvcc", nvcc_version="13.2", sources=3)
+    return CudaFacts(**{**found, **changes})
 
 
 CPU_TORCH = dict(torch_version="2.13.0+cpu", torch_cuda=None)
@@ -80,9 +74,9 @@ def test_cuda_asked_for_and_possible_is_on(variable):
     assert switches.cuda_switch({variable: "1"}, cuda()).on
 
 
-@pytest.mark.parametrize("facts", [cuda(), cuda(**CPU_TORCH)])
-def test_cuda_refused_is_off(facts):
-    assert switches.cuda_switch({"FASTCONV_CUDA": "0"}, facts).line == "CUDA kernels: off (FASTCONV_CUDA=0)"
+@pytest.mark.parametrize("found", [cuda(), cuda(**CPU_TORCH)])
+def test_cuda_refused_is_off(found):
+    assert switches.cuda_switch({"FASTCONV_CUDA": "0"}, found).line == "CUDA kernels: off (FASTCONV_CUDA=0)"
 
 
 @pytest.mark.parametrize("env, words", [
@@ -116,16 +110,61 @@ def test_arch_list(text, detected, expected):
     ("8", (), "'8', which is no architecture"),
     ("8.0,9.0", (), "'8.0,9.0', which is no architecture"),
     ("7.0", (), "older than what fastconv's kernels run on: name architectures from 7.5 on"),
-    ("9.9", ("100", "90", "90a", "80"), "which this nvcc cannot compile for: name one of 80, 90, 90a, 100"),
+    ("8.0a", (), "'8.0a', but variants 'a' begin at 9.0a: leave the letter off"),
+    ("9.0f", (), "'9.0f', but variants 'f' begin at 10.0f: leave the letter off"),
+    ("9.9", ("100", "90", "80"), "which this nvcc cannot compile for: name one of 80, 90, 100"),
 ])  # fmt: skip
 def test_arch_list_nonsense_is_an_error(text, known, words):
     with pytest.raises(SwitchError, match=re.escape(words)):
         switches.parse_archs(text, (), known)
 
 
+def test_arch_variants_are_known_by_their_base():
+    assert [a.text for a in switches.parse_archs("9.0a+PTX;10.0f", (), ("90", "100"))] == ["sm_90a+PTX", "sm_100f"]
+
+
 def test_gencode():
     assert Arch("90a").gencode == ("-gencode=arch=compute_90a,code=sm_90a",)
     assert Arch("80", ptx=True).gencode[1] == "-gencode=arch=compute_80,code=compute_80"
+
+
+@pytest.fixture
+def toolkit(tmp_path, monkeypatch):
+    """A CUDA toolkit that only a wrapper on PATH leads to, and no NVIDIA wheels."""
+    home = tmp_path / "cuda"
+    for name in ("include/cuda_runtime_api.h", "lib64/libcudart.so.13"):
+        (home / name).parent.mkdir(parents=True)
+        (home / name).touch()
+    wrapper = tmp_path / "bin/nvcc"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f"#!/bin/sh\necho '#$ TOP={home}/bin/..'\necho 'Cuda tools, release 13.0, V13.0.88'\n")
+    wrapper.chmod(0o755)
+    (home / "bin").mkdir()
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setenv("PATH", str(wrapper.parent))
+    monkeypatch.setattr(facts, "nvidia_wheels", list)
+    return home
+
+
+def test_the_toolkit_is_found_through_a_wrapper(toolkit):
+    nvcc, version = facts.find_nvcc()
+    assert Path(nvcc).parent == toolkit.parent / "bin" and version == "13.0"
+    assert facts.cuda_runtime(nvcc, "13.0") == ((str(toolkit / "include"),), str(toolkit / "lib64/libcudart.so.13"))
+
+
+def test_the_runtime_that_torch_loads_comes_first(toolkit, tmp_path, monkeypatch):
+    wheel = tmp_path / "nvidia/cu13"
+    (wheel / "lib").mkdir(parents=True)
+    (wheel / "lib/libcudart.so.13").touch()
+    monkeypatch.setattr(facts, "nvidia_wheels", lambda: [wheel])
+    includes, library = facts.cuda_runtime(facts.find_nvcc()[0], "13.0")
+    assert library == str(wheel / "lib/libcudart.so.13") and includes == (str(toolkit / "include"),)
+
+
+def test_a_toolkit_without_the_runtime_is_an_error_with_the_cure(toolkit):
+    with pytest.raises(SwitchError, match=r"libcudart.so.12 is neither in .*: install the CUDA 12.8 toolkit"):
+        facts.cuda_runtime(facts.find_nvcc()[0], "12.8")
 
 
 @pytest.mark.parametrize("max_jobs, cores, free, expected", [
@@ -180,14 +219,19 @@ def plan(**changes):
         bindings=("csrc/bindings/cpu.cpp", "csrc/bindings/cuda.cpp"),
         cuda=("csrc/cuda/direct.cu",),
     )
-    facts = dict(
+    fields = dict(
         folder="build/key", sources=sources, compiler="/usr/bin/g++", isas=("scalar", "avx2"),
         torch_includes=("/a b/include",), torch_lib="/a b/lib", python_include="/py", cxx11_abi=True,
     )  # fmt: skip
-    return Plan(**{**facts, **changes})
+    return Plan(**{**fields, **changes})
 
 
-CUDA_ON = dict(nvcc="/cuda/bin/nvcc", archs=(Arch("80"), Arch("90a", ptx=True)), cuda_includes=("/cuda/include",), cudart="/cuda/lib/libcudart.so.13")
+CUDA_ON = dict(
+    nvcc="/cuda/bin/nvcc",
+    archs=(Arch("80"), Arch("90a", ptx=True)),
+    cuda_includes=("/cuda/include",),
+    cudart="/cuda/lib/libcudart.so.13",
+)
 
 
 def rules(text):
@@ -226,7 +270,8 @@ def test_ninja_file_with_cuda():
     assert "csrc/bindings/cuda.cpp" in text and "csrc/cuda/direct.cu" in text
     assert "-DFASTCONV_WITH_CUDA" in found["bindings"] and "-isystem /cuda/include" in found["bindings"]
     assert "-ltorch_cuda -lc10_cuda /cuda/lib/libcudart.so.13" in found["link"]
-    assert "code=sm_80 -gencode=arch=compute_90a,code=sm_90a -gencode=arch=compute_90a,code=compute_90a" in found["nvcc"]
+    assert "-gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a " in found["nvcc"]
+    assert "-gencode=arch=compute_90a,code=compute_90a" in found["nvcc"]
     assert "/a b/include" not in found["nvcc"]
 
 
@@ -252,177 +297,6 @@ def test_lacking():
 def test_old_torch_is_not_used():
     assert environment.numbers("2.9.1+cu128") < environment.MIN_TORCH <= environment.numbers("2.10.0a0+git1")
     assert environment.MIN_TORCH == switches.MIN_TORCH
-
-
-# --- loader ----------------------------------------------------------------------------------------------
-
-SUFFIXES = [".cpython-311-x86_64-linux-gnu.so", ".abi3.so", ".so"]
-
-
-def package(folder, info={}, library="_C.cpython-311-x86_64-linux-gnu.so"):
-    """A package folder with a record of a build; info: changes to it, None: no record, text: written as it is."""
-    if library:
-        (folder / library).write_bytes(b"not opened")
-    record = {
-        "fastconv": fastconv.__version__,
-        "torch": "2.13.0+cpu",
-        "python": "3.11.7",
-        "extension": "_C.cpython-311-x86_64-linux-gnu.so",
-    }
-    if info is not None:
-        (folder / "_build_info.json").write_text(info if isinstance(info, str) else json.dumps({**record, **info}))
-    return folder
-
-
-def problem(folder):
-    return _extension.find_problem(folder, "2.13.0+cpu", SUFFIXES)
-
-
-def test_loader_finds_nothing_wrong_with_a_matching_build(tmp_path):
-    assert problem(package(tmp_path)) is None
-
-
-@pytest.mark.parametrize("arguments, words", [
-    (dict(info={"torch": "2.12.1+cpu"}), "the extension was built for torch 2.12.1+cpu, this is torch 2.13.0+cpu; rebuild: "),
-    (dict(info={"torch": "2.13.0+cu130"}), "built for torch 2.13.0+cu130, this is torch 2.13.0+cpu; rebuild: "),
-    (dict(info={"fastconv": "0.0.1"}), f"built from fastconv 0.0.1, this is {fastconv.__version__}; rebuild: "),
-    (dict(info={"extension": "_C.cpython-310-x86_64-linux-gnu.so", "python": "3.10.2"}), "built for Python 3.10.2, this is Python"),
-    (dict(library="_C.cpython-310-x86_64-linux-gnu.so"), "another Python (_C.cpython-310-x86_64-linux-gnu.so); rebuild: "),
-    (dict(library=None, info=None), "the extension is not built; build it: "),
-    (dict(info=None), "_build_info.json is missing"),
-    (dict(info="{"), "_build_info.json is damaged"),
-    (dict(info="[]"), "_build_info.json is damaged"),
-    (dict(info={"torch": None}), "_build_info.json is damaged"),
-])  # fmt: skip
-def test_loader_says_what_is_wrong_and_how_to_rebuild(tmp_path, arguments, words):
-    message = problem(package(tmp_path, **arguments))
-    assert message.startswith("fastconv: ") and words in message
-    assert f"{sys.executable} -m pip install --no-build-isolation" in message
-
-
-def test_rebuild_command_in_a_clone(tmp_path):
-    (tmp_path / "setup.py").touch()
-    command = _extension.rebuild_command(tmp_path / "fastconv")
-    assert command == f"cd {tmp_path} && {sys.executable} setup.py build_ext --inplace"
-
-
-def copied_package(folder):
-    """fastconv's Python files without the extension."""
-    ignore = shutil.ignore_patterns("_C.*", "_build_info.json", "__pycache__")
-    return Path(shutil.copytree(ROOT / "fastconv", folder / "fastconv", ignore=ignore))
-
-
-def run(folder, *arguments):
-    environ = {**os.environ, "PYTHONPATH": str(folder)}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-USE = """
-import torch, fastconv, fastconv.functional as FF
-print('imported', fastconv.doctor().ok)
-try:
-    FF.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 1, 1))
-except fastconv.ExtensionError as error:
-    assert isinstance(error, ImportError)
-    print('raised', error)
-"""
-
-
-def missing(folder):
-    return "the extension is not built; build it: "
-
-
-def other_torch(folder):
-    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
-    package(folder, {"extension": f"_C{suffix}", "torch": "2.12.1+cpu"}, f"_C{suffix}")
-    return f"built for torch 2.12.1+cpu, this is torch {torch.__version__}; rebuild: "
-
-
-def unloadable(folder):
-    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
-    package(folder, {"extension": f"_C{suffix}", "torch": str(torch.__version__)}, f"_C{suffix}")
-    return "the extension does not load: "
-
-
-@pytest.mark.parametrize("damage", [missing, other_torch, unloadable])
-def test_without_a_usable_extension_import_and_doctor_work_and_use_raises(tmp_path, damage):
-    words = damage(copied_package(tmp_path))
-    page = run(tmp_path, "-m", "fastconv")
-    assert page.returncode == 0, page.stdout
-    assert words in page.stdout.split("\nproblems\n")[1] and f"{torch.__version__}" in page.stdout
-    assert "Traceback" not in page.stdout and "algorithms" not in page.stdout
-
-    use = run(tmp_path, "-c", USE)
-    assert use.returncode == 0, use.stdout
-    assert "imported False" in use.stdout
-    assert re.search(r"raised fastconv: .*" + re.escape(words), use.stdout), use.stdout
-
-
-# --- what was built --------------------------------------------------------------------------------------
-
-
-def test_the_extension_is_there():
-    """No test of this project may pass because the extension is missing and something else answered."""
-    module = _extension.load()
-    record = _extension.build_info()
-    info = module.build_info()
-    assert info["torch"] == str(torch.__version__).split("+")[0] == record["torch"].split("+")[0]
-    assert list(info["cpu_isas"]) == record["isas"] and "scalar" in record["isas"]
-    assert info["cuda"] == record["cuda"]
-    assert _extension.load() is module and _extension.status() == (True, f"loaded from {module.__file__}")
-    assert Path(module.__file__).parent == Path(fastconv.__file__).parent
-    assert module.algorithms(), "the algorithm table is empty"
-
-
-def test_doctor_reports_what_was_built():
-    report = fastconv.doctor()
-    assert report.ok, report
-    record = _extension.build_info()
-    page = str(report)
-    for line in record["switches"]:
-        name, value = line.split(": ", 1)
-        assert report.sections["build switches"][name] == value and value in page
-    module = _extension.load()
-    isas = report.sections["CPU instruction sets"]
-    assert isas["in use"] == module.cpu_isa() and isas["usable on this CPU"] == " ".join(module.cpu_isas())
-    assert {f"{row['device']} {row['name']}" for row in module.algorithms()} == set(report.sections["algorithms"])
-
-
-def test_doctor_reports_an_unusable_isa():
-    environ = {**os.environ, "FASTCONV_CPU_ISA": "sse9"}
-    command = [sys.executable, "-m", "fastconv"]
-    page = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
-    assert page.returncode == 0 and "sse9 is not usable here" in page.stdout.split("\nproblems\n")[1], page
-
-
-def test_cpu_features():
-    assert cpu_features("processor : 0\nflags\t\t: fpu avx2 fma\n\nflags : other\n") == {"fpu", "avx2", "fma"}
-    assert cpu_features("") == set()
-
-
-def test_kernels_leak_no_symbol_of_their_isa():
-    """Were one weak symbol (an inline function, a template) compiled with AVX, the linker could choose it for
-    every file, and the library would die of an illegal instruction on a CPU without AVX."""
-    record = _extension.build_info()
-    objects = sorted((ROOT / record["folder"]).glob("obj/cpu/kernels/*/*.o"))
-    assert {o.parent.name for o in objects} >= set(record["isas"]), "build in place first: make build"
-    for path in objects:
-        isa = path.parent.name
-        for line in defined_symbols(path):
-            assert f"fastconv::cpu::{isa}::" in line and " T " in line, f"{path.name} ({isa}) defines {line}"
-
-
-def defined_symbols(path):
-    command = ["nm", "-C", "--defined-only", "--extern-only", str(path)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-
-
-def test_planted_leak_is_seen(tmp_path):
-    source = tmp_path / "leak.cpp"
-    source.write_text("#include <vector>\nint f(int n) { std::vector<int> v(n); v.push_back(n); return v[n]; }\n")
-    subprocess.run([shutil.which("g++") or "c++", "-c", source, "-o", tmp_path / "leak.o"], check=True)
-    assert any(" W " in line and "std::vector" in line for line in defined_symbols(tmp_path / "leak.o"))
 
 
 # --- layers ----------------------------------------------------------------------------------------------
