@@ -44,16 +44,21 @@ def parser():
 
     run = commands.add_parser("run", help="verify and measure a network layer by layer, side by side with PyTorch")
     run.add_argument("network", help=", ".join(networks.NETWORKS), **network)
-    run.add_argument("--image", type=_one_of(inputs.IMAGES, "image"), help=f"{', '.join(inputs.IMAGES)} (default: the network's)")
-    run.add_argument("--batch", type=_positive(int), default=1, help="images at once (default 1)")
-    run.add_argument("--threads", type=_positive(int), help="threads of both sides (default: torch's)")
-    run.add_argument("--pass", dest="direction", choices=("fwd", "train"), default="fwd", help="fwd, or train: forward and all gradients (default fwd)")
-    run.add_argument("--algorithms", type=_names, default=["auto"], metavar="NAME,...", help="auto, or rows to force (default auto)")
-    run.add_argument("--layers", type=_names, metavar="NAME,...", help="only these layers, no whole network")
-    run.add_argument("--runs", type=_positive(int), default=5, help="least number of rounds of each measurement (default 5)")
-    run.add_argument("--min-time", type=_positive(float), default=1.0, metavar="SECONDS", help="time to measure each row for, at least (default 1.0)")
-    run.add_argument("--json", metavar="FILE", help="write everything, every sample included, as JSON")
-    run.add_argument("--seed", type=int, default=0, help="of the random weights (default 0)")
+    option = run.add_argument
+    option(
+        "--image", type=_one_of(inputs.IMAGES, "image"), help=f"{', '.join(inputs.IMAGES)}; each network has a default"
+    )
+    option("--batch", type=_positive(int), default=1, help="images at once (default 1)")
+    option("--threads", type=_positive(int), help="threads of both sides (default: torch's)")
+    option("--pass", dest="direction", choices=("fwd", "train"), default="fwd", help="train: forward and all gradients")
+    option("--algorithms", type=_names, default=["auto"], metavar="NAME,...", help="auto (default), or rows to force")
+    option("--layers", type=_names, metavar="NAME,...", help="only these layers, no whole network")
+    option("--runs", type=_positive(int), default=5, help="least number of rounds of a measurement (default 5)")
+    option(
+        "--min-time", type=_positive(float), default=1.0, metavar="SECONDS", help="least time per layer (default 1.0)"
+    )
+    option("--json", metavar="FILE", help="write everything, every sample included, as JSON")
+    option("--seed", type=int, default=0, help="of the random weights (default 0)")
 
     commands.add_parser("list", help="the networks, algorithms and inputs there are")
     return top

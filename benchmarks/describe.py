@@ -28,7 +28,8 @@ def describe(network):
         ],
     )
     held = f.elements(network.input_shape)
-    table.row(["input", "", _size(network.input_shape), plain(held), count(held), megabytes(held * f.FLOAT), "", "", ""])
+    size = _size(network.input_shape)
+    table.row(["input", "", size, plain(held), count(held), megabytes(held * f.FLOAT), "", "", ""])
     parameters = macs = operations = 0
     for layer, before, after in network.walk():
         size = f.elements(after)

@@ -1,4 +1,4 @@
-"""Real pictures as network inputs: scikit-learn ships two photos and 1,797 handwritten digits, so nothing is fetched."""
+"""Real pictures as network inputs: scikit-learn ships two photos and 1,797 handwritten digits; nothing is fetched."""
 
 import numpy as np
 import torch

@@ -91,7 +91,7 @@ def peaks():
 
 
 def noise(before, after=None, spreads=()):
-    """Reasons not to trust the timings; empty on a quiet machine. `before`, `after`: of peaks(); `spreads`: the rows'."""
+    """Reasons not to trust the times; empty on a quiet machine. `before`, `after`: of peaks(); `spreads`: the rows'."""
     reasons = []
     if before["load"] > 0.5 * os.cpu_count():
         reasons.append(f"other work was running at the start (load average {before['load']:.1f})")

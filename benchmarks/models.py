@@ -1,4 +1,4 @@
-"""From a description to runnable models: torch's layers with random weights, and copies that share the linear layers."""
+"""From a description to models: torch's layers with random weights, and copies that share the linear layers."""
 
 import copy
 from collections import OrderedDict

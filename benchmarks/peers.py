@@ -77,8 +77,10 @@ def algorithms():
 
 
 def choices(layer, shape, batch, layout, training, first, algorithm):
-    """What fastconv runs a layer with: for each pass {"pass", "problem", "algorithm", "why", "workspace_bytes",
-    "prepack_bytes" (the part of the workspace that keeps the transformed filter), "executed_macs"}. `first`: nobody wants the gradient of the network's input.
+    """What fastconv runs a layer with, a dict for each pass: "pass", "problem", "algorithm", "why", "workspace_bytes",
+    "prepack_bytes" (the part of the workspace that keeps the transformed filter), "executed_macs".
+
+    `first`: nobody wants the gradient of the network's input.
 
     Raises:
         RuntimeError: a forced row refuses; the text lists every row's reason.

@@ -4,7 +4,7 @@ import math
 
 from . import formulas as f
 from . import machine, measure
-from .table import Column, Table, count, megabytes, milliseconds, plain
+from .table import Column, Table, count, megabytes, milliseconds, percent
 
 _WHAT, _SPEED = 1, 2  # the halves of the table on a narrow terminal
 
@@ -54,23 +54,26 @@ def layer_table(bench):
     for row in bench.rows:
         for cells in _row_cells(row, bench):
             table.row(cells)
-    table.total(_total_cells(bench))
+    table.total(_total_cells(bench, len(table.columns)))
     for note in _NOTES:
         table.note(note)
     if bench.training:
-        table.note("Training: FLOPs and bytes of all passes; output gradients are normal noise; the first layer's input wants no gradient.")
+        table.note(
+            "Training: FLOPs and bytes of all passes; output gradients are normal noise; the first layer's input wants "
+            "no gradient."
+        )
     return table
 
 
 _NOTES = (
     "FLOPs = 2 x MAC (pools: one per window element). activations: the layer's output, ReLU in place. min bytes: "
     "every operand moved once. saved: kept for backward when training, parameters not counted, input included. "
-    "workspace: scratch memory of fastconv's algorithm, its transformed filter included, which is kept between calls and "
-    "checked against the weight at each (torch does not tell its own).",
+    "workspace: scratch memory of fastconv's algorithm, its transformed filter included, which is kept between calls "
+    "and checked against the weight at each (torch does not tell its own).",
     "Latencies: medians of interleaved rounds, +-: half the quartile distance; each side in the faster of NCHW and "
     "channels_last (nhwc), weights stored alike. ratio: torch / fastconv, above 1 fastconv is faster; median of the "
-    "rounds' own ratios. GFLOP/s and roof (share of the roofline made of the two measured peaks; data in cache can exceed it) are "
-    "fastconv's. Convolution + ReLU is one layer: fused here, torch's ReLU in place.",
+    "rounds' own ratios. GFLOP/s and roof (share of the roofline made of the two measured peaks; data in cache can "
+    "exceed it) are fastconv's. Convolution + ReLU is one layer: fused here, torch's ReLU in place.",
     "error: max |y - reference| / max |reference|, the reference being torch in float64; verified before timing: at "
     "most twice torch's own error + 2^-23. Linear layers run in torch on both sides.",
 )
@@ -101,13 +104,14 @@ def _row_cells(row, bench):
 
 
 def _speed_cells(row, peaks, chosen):
-    errors = ["-" if e is None else f"{e:.1e}" for e in (row.worst("fastconv", row.layout()), row.worst("torch", row.layout()))]
+    found = (row.worst("fastconv", row.layout()), row.worst("torch", row.layout()))
+    errors = ["-" if e is None else f"{e:.1e}" for e in found]
     why = f"{chosen[0]['algorithm']}: {chosen[0]['why']}" if chosen else "torch" if row.kind == "linear" else "-"
     figures = row.speed(peaks)
     if figures is None:
         return [*["-"] * 9, *errors, why if row.passed() else row.check]
     theirs, ours = figures["torch"], figures.get("fastconv")
-    side = lambda s, samples: [milliseconds(s["median"]), f"{measure.spread(samples):.0%}", s["layout"]]  # noqa: E731
+    side = lambda s, samples: [milliseconds(s["median"]), percent(measure.spread(samples)), s["layout"]]  # noqa: E731
     if ours is None:
         return [*side(theirs, row.best("torch")[1]), *["-"] * 6, *errors, why]
     return [
@@ -115,7 +119,7 @@ def _speed_cells(row, peaks, chosen):
         *side(ours, row.best("fastconv")[1]),
         f"{figures['ratio']['median']:.2f}",
         f"{ours['gflops']:.1f}",
-        f"{ours['roofline']:.0%}",
+        percent(ours["roofline"]),
         *errors,
         why,
     ]
@@ -127,19 +131,17 @@ def _first_algorithm(bench):
     return [row for row in bench.rows if row.kind != "conv" or row.asked == first]
 
 
-def _total_cells(bench):
+def _total_cells(bench, columns):
     """Sums over convolutions and pools that were measured; the first algorithm if several were asked for."""
     rows = [row for row in _first_algorithm(bench) if row.kind != "linear"]
     measured = [row for row in rows if row.measured()]
     total = lambda name: sum(getattr(row, name) for row in measured)  # noqa: E731
     cells = [f"{len(measured)} of {len(rows)}", "convolutions and pools, one after the other"]
     if not measured:
-        return [*cells, *["-"] * 19]
-    theirs, ours = (sum(measure.summary(row.best(side)[1])["median"] for row in measured) for side in ("torch", "fastconv"))
-    roof = sum(
-        f.roofline_seconds(row.flops, row.minimum_bytes, bench.peaks["flops_per_second"], bench.peaks["bytes_per_second"])
-        for row in measured
-    )
+        return [*cells, *["-"] * (columns - len(cells))]
+    figures = [row.speed(bench.peaks) for row in measured]
+    theirs, ours = (sum(s[side]["median"] for s in figures) for side in ("torch", "fastconv"))
+    roof = sum(s["fastconv"]["roofline"] * s["fastconv"]["median"] for s in figures)
     return [
         *cells,
         count(total("flops")),
@@ -221,16 +223,14 @@ def _whole_lines(bench):
     )
     saved = whole["saved_bytes"]
     if len(saved) == 2:
-        lines.append(
-            f"  saved for backward when training: fastconv {megabytes(saved['fastconv'])}, torch {megabytes(saved['torch'])}"
-            " (parameters not counted)"
-        )
+        ours, theirs = (megabytes(saved[side]) for side in ("fastconv", "torch"))
+        lines.append(f"  saved for backward when training: fastconv {ours}, torch {theirs} (parameters not counted)")
     return lines
 
 
 def _side_line(name, figures, samples):
     return (
-        f"  {name + ':':16} {milliseconds(figures['median'])} ms +- {measure.spread(samples):.0%} "
+        f"  {name + ':':16} {milliseconds(figures['median'])} ms +- {percent(measure.spread(samples))} "
         f"({'channels_last' if figures['layout'] == 'nhwc' else 'NCHW'}, {figures['count']} rounds)"
     )
 
@@ -268,4 +268,3 @@ def finite(value):
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-

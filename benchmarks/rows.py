@@ -30,9 +30,7 @@ class Row:
         return self.check.startswith("failed")
 
     def measured(self):
-        return self.passed() and all(
-            side in self.samples and all(self.samples[side].values()) for side in self.sides()
-        )
+        return self.passed() and all(side in self.samples and all(self.samples[side].values()) for side in self.sides())
 
     def sides(self):
         return ("torch",) if self.kind == "linear" else peers.SIDES

@@ -84,7 +84,8 @@ class Bench:
             bar.stage(f"verifying {layer.name}")
             bar.to(0.2 * done / len(self._work))
             reference = verify.reference(operands)
-            torchs = {layout: verify.errors(operands, peers.call("torch", layer), layout, reference) for layout in models.LAYOUTS}
+            function = peers.call("torch", layer)
+            torchs = {layout: verify.errors(operands, function, layout, reference) for layout in models.LAYOUTS}
             for row in rows:
                 row.errors["torch"] = torchs
                 self._verify_row(row, operands, before, reference)
@@ -173,11 +174,12 @@ class Bench:
                         whole["check"].setdefault(asked, {})[layout] = check
                         if not check.get("ok"):
                             continue
-                    name = (side, layout, asked)
+                    name, label = (side, layout, asked), side if side == "torch" else f"fastconv {asked}"
                     contestants[name], samples[name] = step, []
-                    whole["samples"].setdefault(side if side == "torch" else f"fastconv {asked}", {})[layout] = samples[name]
+                    whole["samples"].setdefault(label, {})[layout] = samples[name]
                 if layout == "nchw":
-                    whole["saved_bytes"][side] = peers.saved_bytes(lambda net=net, image=image: net(image), list(net.parameters()))
+                    forward = lambda net=net, image=image: net(image)  # noqa: E731
+                    whole["saved_bytes"][side] = peers.saved_bytes(forward, list(net.parameters()))
         bar.stage("measuring the whole network")
         with torch.set_grad_enabled(self.training):
             measure.interleaved(

@@ -31,6 +31,10 @@ def milliseconds(seconds):
     return f"{ms:.0f}" if ms >= 1000 else f"{ms:.1f}" if ms >= 100 else f"{ms:.2f}" if ms >= 1 else f"{ms:.4f}"
 
 
+def percent(part):
+    return f"{part:.0%}" if part < 10 else ">999%"
+
+
 @dataclass
 class Column:
     name: str
@@ -77,7 +81,8 @@ class Table:
         widths = self.widths()
 
         def line(cells):
-            padded = (c.rjust(w) if k.right else c.ljust(w) for c, w, k in zip(cells, widths, self.columns, strict=True))
+            each = zip(cells, widths, self.columns, strict=True)
+            padded = (cell.rjust(width) if column.right else cell.ljust(width) for cell, width, column in each)
             return "  ".join(padded).rstrip()
 
         rule = "-" * (sum(widths) + 2 * len(widths) - 2)
@@ -104,6 +109,7 @@ class Table:
         split = not fits and any(column.group for column in self.columns)
         for part in (self.part(1), self.part(2)) if split else (self,):
             console.print(part._rich())
+            console.print()
         console.print(self._notes(width - 2), markup=False, highlight=False)
 
     def _rich(self):
