@@ -66,10 +66,10 @@ Memory memory_of(const PoolProblem& p, PoolPath path) {
     return {shared, max && p.offset_bytes ? ring * (kWord + row) + kWord * p.r + linear : row + linear};
   }
   if (p.pass == Pass::forward) return {0, 0};
-  if (p.pass == Pass::gather) return {kWord * p.r * p.s, 0};
+  if (p.pass == Pass::gather) return {2 * kWord * p.r * p.s, 0};
   if (path == PoolPath::channels || !max) return {CoverTable::bytes(vertical(p)) + CoverTable::bytes(columns), 0};
   const bool in_place = is_integer(p.dtype) || size_of(p.dtype) >= 4;
-  return {kWord * p.r * p.s, in_place ? 0 : 4 * p.h * p.w};  // times the channels of a block
+  return {2 * kWord * p.r * p.s, in_place ? 0 : 4 * p.h * p.w};  // times the channels of a block
 }
 
 PoolPath choose_path(const PoolProblem& p) {
@@ -106,7 +106,9 @@ void plan_pool(const PoolProblem& p, int threads, PoolPlan& plan) {
   // rows read their neighbours' rows again.
   const int64_t wanted = threads <= 1 ? 1 : std::clamp<int64_t>(plan.cost / cost::kLaunchSeconds, 1, 4 * threads);
   const int64_t blocks = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(units, 1));
-  const int64_t bands = std::clamp<int64_t>((wanted + blocks - 1) / blocks, 1, std::max<int64_t>(rows, 1));
+  // Bands only of single units: a task may write past its rows' ends as far as its own last row, see store_until.
+  const int64_t split = blocks < units ? 1 : (wanted + blocks - 1) / blocks;
+  const int64_t bands = std::clamp<int64_t>(split, 1, std::max<int64_t>(rows, 1));
   plan.detail[kPath] = static_cast<int64_t>(path);
   plan.detail[kUnits] = units;
   plan.detail[kUnitsPerTask] = std::max<int64_t>((units + blocks - 1) / blocks, 1);

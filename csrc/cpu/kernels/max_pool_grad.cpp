@@ -62,13 +62,33 @@ void channels_grad(const PoolPlan& plan, const PoolOperands& operands, void* wor
   });
 }
 
-// Distance from a window's corner to each of its taps, for given steps in elements.
-int64_t* tap_distances(const PoolProblem& d, int64_t step_h, int64_t step_w, void* memory) {
-  int64_t* const distance = static_cast<int64_t*>(memory);
-  for (int64_t tap = 0; tap < d.r * d.s; ++tap)
-    distance[tap] = tap / d.s * d.dilation_h * step_h + tap % d.s * d.dilation_w * step_w;
-  return distance;
+// Where window offsets lead. They come from outside, so one that leads out of the plane is passed over, like "none".
+struct Tap {
+  int64_t distance;  // from the window's corner, in elements
+  int64_t column;    // from its left column
+};
+void fill_taps(const PoolProblem& d, int64_t step_h, int64_t step_w, Tap* taps) {
+  for (int64_t r = 0; r < d.r; ++r)
+    for (int64_t s = 0; s < d.s; ++s)
+      taps[r * d.s + s] = {r * d.dilation_h * step_h + s * d.dilation_w * step_w, s * d.dilation_w};
 }
+
+// Of one row of windows.
+struct Targets {
+  const Tap* taps;
+  uint64_t first, count;  // offsets of the taps that lie in rows of the plane
+  uint64_t width;
+
+  Targets(const Tap* taps, const PoolProblem& d, const Axis& rows, int64_t p) : taps(taps), width(d.w) {
+    const int64_t rows_inside = rows.last(p) - rows.first(p);
+    first = rows.first(p) * d.s;
+    count = rows_inside > 0 ? rows_inside * d.s : 0;
+  }
+  // Whether `offset` leads into the plane from a window whose left column is `left`.
+  bool hit(uint64_t offset, int64_t left) const {
+    return offset - first < count && static_cast<uint64_t>(left + taps[offset].column) < width;
+  }
+};
 
 // One row of sums to T.
 template <class T>
@@ -80,29 +100,18 @@ void narrow_row(const Compute<T>* from, T* to, int64_t count, int64_t step) {
   for (; i < count; ++i) to[i * step] = narrow<T>(from[i]);
 }
 
-// A plane, or planes of neighbouring channels, and how window offsets lead into it. Offsets come from outside: those
-// that lead out of the plane are passed over, like "none".
-struct Plane {
-  const int64_t* distance;
-  int64_t taps;
-  uint64_t extent;
-
-  // The position of a window's maximum, given the window's corner (which may lie in padding), or -1.
-  int64_t find(int64_t corner, int64_t offset) const {
-    if (offset >= taps) return -1;
-    const int64_t at = corner + distance[offset];
-    return static_cast<uint64_t>(at) < extent ? at : -1;
-  }
-};
-
+// Adds a run of outputs to the sums that their offsets choose. Windows are `left_step` columns and `corner_step` elements
+// apart (no columns, for a run of channels).
 template <class T, class S, class O>
-inline void scatter_run(const Plane& plane, int64_t count, const O* codes, int64_t codes_step, const T* from,
-                        int64_t from_step, S* sums, int64_t corner, int64_t corner_step) {
+inline void scatter_run(const Targets targets, int64_t count, const O* codes, int64_t codes_step, const T* from,
+                        int64_t from_step, S* sums, int64_t corner, int64_t corner_step, int64_t left,
+                        int64_t left_step) {
   using A = Compute<T>;
-  const Plane local = plane;  // in registers, whatever `sums` may alias
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t at = local.find(corner + i * corner_step, codes[i * codes_step]);
-    if (at >= 0) sums[at] = static_cast<S>(static_cast<A>(sums[at]) + widen(from[i * from_step]));
+  for (int64_t i = 0; i < count; ++i, left += left_step, corner += corner_step) {
+    const uint64_t code = codes[i * codes_step];
+    if (!targets.hit(code, left)) continue;
+    S& sum = sums[corner + targets.taps[code].distance];
+    sum = static_cast<S>(static_cast<A>(sum) + widen(from[i * from_step]));
   }
 }
 
@@ -119,7 +128,8 @@ void scatter(const PoolPlan& plan, const PoolOperands& operands, void* workspace
   const int64_t step_c = in_place ? d.x_strides[1] : 1, step_w = in_place ? d.x_strides[3] : block;
   const int64_t step_h = in_place ? d.x_strides[2] : d.w * block;
   const bool contiguous = step_h == d.w * step_w && step_w == block && (step_c == 1 || block == 1);
-  const int64_t* const distance = tap_distances(d, step_h, step_w, workspace);
+  Tap* const taps = static_cast<Tap*>(workspace);
+  fill_taps(d, step_h, step_w, taps);
 
   parallel_tasks(threads, tasks_of(plan), [&](int thread, int64_t task) {
     const Share share = share_of(plan, task);
@@ -130,8 +140,6 @@ void scatter(const PoolPlan& plan, const PoolOperands& operands, void* workspace
       const O* const offsets =
           static_cast<const O*>(operands.offsets) + n * d.offset_strides[0] + c0 * d.offset_strides[1];
       S* const sums = in_place ? reinterpret_cast<S*>(dx) : scratch_of<S>(plan, workspace, thread);
-      const int64_t last = (d.h - 1) * step_h + (d.w - 1) * step_w + (count - 1) * step_c;
-      const Plane plane{distance, d.r * d.s, static_cast<uint64_t>(last + 1)};
       int64_t zeroed = 0;
       const auto zero_up_to = [&](int64_t end) {
         end = end < d.h ? end : d.h;
@@ -149,13 +157,16 @@ void scatter(const PoolPlan& plan, const PoolOperands& operands, void* workspace
         zero_up_to(rows.start(p) + (d.r - 1) * d.dilation_h + 1);
         const T* const from = dy + p * d.y_strides[2];
         const O* const codes = offsets + p * d.offset_strides[2];
-        const int64_t corner = rows.start(p) * step_h - columns.pad * step_w, corner_step = columns.stride * step_w;
+        const Targets targets(taps, d, rows, p);
+        const int64_t row = rows.start(p) * step_h;
         if (count == 1) {
-          scatter_run(plane, d.q, codes, d.offset_strides[3], from, d.y_strides[3], sums, corner, corner_step);
+          scatter_run(targets, d.q, codes, d.offset_strides[3], from, d.y_strides[3], sums, row - columns.pad * step_w,
+                      columns.stride * step_w, -columns.pad, columns.stride);
         } else {
           for (int64_t q = 0; q < d.q; ++q)
-            scatter_run(plane, count, codes + q * d.offset_strides[3], d.offset_strides[1],
-                        from + q * d.y_strides[3], d.y_strides[1], sums, corner + q * corner_step, step_c);
+            scatter_run(targets, count, codes + q * d.offset_strides[3], d.offset_strides[1],
+                        from + q * d.y_strides[3], d.y_strides[1], sums, row + columns.start(q) * step_w, step_c,
+                        columns.start(q), 0);
         }
       }
       zero_up_to(d.h);
@@ -179,9 +190,8 @@ template <class B, class O>
 void gather(const PoolPlan& plan, const PoolOperands& operands, void* workspace, const Threads& threads) {
   const PoolProblem& d = plan.problem;
   const Axis rows = vertical(d), columns = horizontal(d);
-  const int64_t last = (d.h - 1) * d.x_strides[2] + (d.w - 1) * d.x_strides[3];
-  const Plane plane{tap_distances(d, d.x_strides[2], d.x_strides[3], workspace), d.r * d.s,
-                    static_cast<uint64_t>(last + 1)};
+  Tap* const taps = static_cast<Tap*>(workspace);
+  fill_taps(d, d.x_strides[2], d.x_strides[3], taps);
   parallel_tasks(threads, tasks_of(plan), [&](int, int64_t task) {
     const Share share = share_of(plan, task);
     for (int64_t unit = share.unit; unit < share.unit_end; ++unit) {
@@ -191,10 +201,12 @@ void gather(const PoolPlan& plan, const PoolOperands& operands, void* workspace,
       const O* const offsets =
           static_cast<const O*>(operands.offsets) + n * d.offset_strides[0] + c * d.offset_strides[1];
       for (int64_t p = share.row; p < share.row_end; ++p) {
+        const Targets targets(taps, d, rows, p);
         for (int64_t q = 0; q < d.q; ++q) {
+          const uint64_t code = offsets[p * d.offset_strides[2] + q * d.offset_strides[3]];
           const int64_t corner = rows.start(p) * d.x_strides[2] + columns.start(q) * d.x_strides[3];
-          const int64_t at = plane.find(corner, offsets[p * d.offset_strides[2] + q * d.offset_strides[3]]);
-          y[p * d.y_strides[2] + q * d.y_strides[3]] = at >= 0 ? x[at] : B(0);
+          y[p * d.y_strides[2] + q * d.y_strides[3]] =
+              targets.hit(code, columns.start(q)) ? x[corner + taps[code].distance] : B(0);
         }
       }
     }
