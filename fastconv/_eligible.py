@@ -52,7 +52,9 @@ def why_not_touched(module, base):
         return "is a ScriptModule: convert the model before scripting it"
     if any(c.__module__.startswith("torch.ao.") for c in cls.__mro__):
         return "belongs to torch's quantization"
-    if isinstance(module, LazyModuleMixin) or any(isinstance(p, UninitializedTensorMixin) for p in module._parameters.values()):
+    if isinstance(module, LazyModuleMixin) or any(
+        isinstance(p, UninitializedTensorMixin) for p in module._parameters.values()
+    ):
         return "is lazy and not initialized yet: run the model once, then convert it"
     if torch.nn.utils.parametrize.is_parametrized(module):
         return f"has parametrizations ({', '.join(module.parametrizations)})"
@@ -64,7 +66,9 @@ def why_not_touched(module, base):
     for name in _FORWARDS:
         if name in module.__dict__:
             return f"has {name} patched on the instance"
-        if not cls.__module__.startswith("fastconv.") and _defined(cls, name) is not _defined(_ours_or(base, cls), name):
+        if not cls.__module__.startswith("fastconv.") and _defined(cls, name) is not _defined(
+            _ours_or(base, cls), name
+        ):
             return f"{cls.__name__} overrides {name}"
     return None
 
@@ -120,8 +124,8 @@ class Selection:
         for name, module in model.named_modules(remove_duplicate=False):
             self.names.setdefault(module, []).append(name)
         self.unmatched = []
-        self._included = None if include is None else self._matches(model, _listed("include", include))
-        self._excluded = set() if exclude is None else self._matches(model, _listed("exclude", exclude))
+        self._included = None if include is None else self._matches(_listed("include", include))
+        self._excluded = set() if exclude is None else self._matches(_listed("exclude", exclude))
 
     def name(self, module):
         return self.names[module][0] or "(the model)"
@@ -133,28 +137,24 @@ class Selection:
     def excludes(self, module):
         return module in self._excluded
 
-    def _matches(self, model, items):
+    def _matches(self, items):
         found = set()
         for item in items:
-            size = len(found)
-            for module, names in self.names.items():
-                if any(_matches(item, name, module) for name in names):
-                    found.update(module.modules())
-            if len(found) == size and isinstance(item, str) and not any(fnmatchcase(n, item) for ns in self.names.values() for n in ns):
+            matched = [m for m, names in self.names.items() if any(_matches(item, name, m) for name in names)]
+            for module in matched:
+                found.update(module.modules())
+            if isinstance(item, str) and not matched:
                 self.unmatched.append(item)
         return found
 
 
 def _listed(word, items):
-    if isinstance(items, str | type) or callable(items):
-        items = [items]
-    try:
-        items = list(items)
-    except TypeError:
+    if not isinstance(items, list | tuple | set | frozenset):
         items = [items]
     for item in items:
         is_class = isinstance(item, type)
-        if not (isinstance(item, str) or callable(item)) or (is_class and not issubclass(item, torch.nn.Module)):
+        known = isinstance(item, str) or (callable(item) and not isinstance(item, torch.nn.Module))
+        if not known or (is_class and not issubclass(item, torch.nn.Module)):
             raise TypeError(
                 f"{word} takes module names (glob patterns), torch.nn.Module classes and predicates of (name, module), "
                 f"alone or in a list; but got {item!r}"

@@ -95,7 +95,8 @@ class ConvBatchNorm2d(Conv2d):
         return self._convolve(input, weight, bias, "relu" if batch_norm._fastconv_relu else None)
 
     def extra_repr(self):
-        return f"{super().extra_repr()}, folds BatchNorm2d{' and ReLU' if self._fastconv_norm[0]._fastconv_relu else ''} in eval"
+        relu = " and ReLU" if self._fastconv_norm[0]._fastconv_relu else ""
+        return f"{super().extra_repr()}, folds BatchNorm2d{relu} in eval"
 
 
 class FoldedBatchNorm2d(torch.nn.BatchNorm2d):

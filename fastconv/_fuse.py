@@ -95,7 +95,7 @@ class Fusion:
                 self.notes.append((conv, f"ReLU not fused: {reason}"))
 
     def _place_of(self, relu, taken):
-        """((how, where), None) for a ReLU call that can be taken out if all calls in `taken` are; else (None, reason)."""
+        """((how, where), None) for a ReLU call that can go if all calls in `taken` go; else (None, reason)."""
         module = relu.module
         if module is not None:
             if self.selection.excludes(module):
@@ -174,7 +174,8 @@ class Fusion:
         """Lines of the conversion report: [(module, what it was, what it is, note)]."""
         name = self.selection.name
         lines = [
-            (norm, origin(norm).__name__, "folded", f"done by '{name(conv)}' in eval mode") for conv, norm in self.folds.items()
+            (norm, origin(norm).__name__, "folded", f"done by '{name(conv)}' in eval mode")
+            for conv, norm in self.folds.items()
         ]
         lines += [(relu, "ReLU", "Identity", f"done by {', '.join(by)}") for relu, by in self.absorbed.items()]
         for (sequential, slot), by in self.slots.items():
@@ -195,6 +196,7 @@ def _without(attributes, graph, relus, ordinals):
         head = next(i for i, line in enumerate(lines) if line.startswith("def forward("))
         now = "".join(f"self.{name}, " for name in attributes)
         then = "".join(f"{value!r}, " for value in attributes.values())
-        message = f"fastconv: the forward was traced with ({', '.join(attributes)}) = ({then.rstrip(', ')}); convert the model again"
+        found = f"({', '.join(attributes)}) = ({then.rstrip(', ')})"
+        message = f"fastconv: the forward was traced with {found}; convert the model again"
         lines.insert(head + 1, f"    if ({now}) != ({then}): raise RuntimeError({message!r})")
     return "\n".join(lines) + "\n", {"torch": torch, **code.globals}

@@ -118,7 +118,11 @@ def _refuse_effects(function, tree, uses):
             raise _Unknown(f"{where} has a statement ({type(node).__name__.lower()}) that a trace does not keep")
         if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
             raise _Unknown(f"{where} writes the attribute '{node.attr}'")
-        if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant) and not _kept(node.value, local, uses):
+        if (
+            isinstance(node, ast.Expr)
+            and not isinstance(node.value, ast.Constant)
+            and not _kept(node.value, local, uses)
+        ):
             raise _Unknown(f"{where} runs '{ast.unparse(node)}' for its effect")
 
 
@@ -132,7 +136,11 @@ def _kept(expression, local, uses):
     name = expression.func.attr
     if name in uses.called:
         return True
-    return isinstance(root, ast.Name) and root.id in local and (name.endswith("_") or name in ("append", "extend", "insert"))
+    return (
+        isinstance(root, ast.Name)
+        and root.id in local
+        and (name.endswith("_") or name in ("append", "extend", "insert"))
+    )
 
 
 def _lookup(function, name):

@@ -119,7 +119,7 @@ class _Tracer(torch.fx.Tracer):
 
 
 def trace_calls(model, is_hooked):
-    """Calls of `model` in train and eval mode. `is_hooked(module)`: others watch its calls, so look at it on its own."""
+    """Calls of `model` in train and eval mode. `is_hooked(module)`: others watch its calls: look at it on its own."""
     calls = Calls()
     try:
         twin = _twin(model)
@@ -142,7 +142,11 @@ def trace_calls(model, is_hooked):
                     queued.add(child)
                     queue.append(child)
                 elif name not in whole or isinstance(child, _LEAVES):
-                    why = f"'{names[root]}' cannot be traced: {reason}" if names[root] else f"the model cannot be traced: {reason}"
+                    why = (
+                        f"'{names[root]}' cannot be traced: {reason}"
+                        if names[root]
+                        else f"the model cannot be traced: {reason}"
+                    )
                     calls.unknown.update((real[names[m]], why) for m in child.modules())
             continue
         for graph in graphs:
@@ -177,7 +181,9 @@ def trace_forward(module):
     if train != evaluation:
         raise ValueError("its forward differs between train and eval mode")
     modules = dict(twin.named_modules(remove_duplicate=False))
-    calls = [Call(node, modules.get(node.target) if node.op == "call_module" else None, ("", 0)) for node in graphs[0].nodes]
+    calls = [
+        Call(node, modules.get(node.target) if node.op == "call_module" else None, ("", 0)) for node in graphs[0].nodes
+    ]
     return graphs[0], [call.node for call in calls if is_relu(call)]
 
 
@@ -202,10 +208,12 @@ def _trace_region(root, opaque):
             except Exception as error:
                 if tracer.culprit is None or tracer.culprit in inner:
                     return None, _short(error)
-                # Blocks of one class mostly fail alike, so step around all of them at once; a container's class says nothing.
+                # Blocks of one class mostly fail alike: step around all at once. A container's class says nothing.
                 kind = type(tracer.culprit)
                 same = kind is not torch.nn.Sequential
-                failed = {m for m in root.modules() if m is tracer.culprit or (same and type(m) is kind and m is not root)}
+                failed = {
+                    m for m in root.modules() if m is tracer.culprit or (same and type(m) is kind and m is not root)
+                }
                 inner |= failed
                 opaque |= failed
                 break

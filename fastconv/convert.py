@@ -132,7 +132,9 @@ def unconvert(model, inplace=False):
             elif isinstance(module, ours):
                 kept.append(f"'{name}' ({type(module).__name__})")
     if kept:
-        warnings.warn(f"fastconv.unconvert: no counterpart in torch.nn, left as they are: {', '.join(kept)}", stacklevel=2)
+        warnings.warn(
+            f"fastconv.unconvert: no counterpart in torch.nn, left as they are: {', '.join(kept)}", stacklevel=2
+        )
     return model
 
 
@@ -149,7 +151,8 @@ def conversion_report(model):
     rows = [("layer", "was", "is", "note"), *model.__dict__[_REPORT]]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     rows.insert(1, tuple("-" * width for width in (*widths, len("note"))))
-    return "\n".join("  ".join((*(text.ljust(w) for text, w in zip(row, widths)), row[3])).rstrip() for row in rows)
+    padded = ([*(text.ljust(w) for text, w in zip(row[:3], widths, strict=True)), row[3]] for row in rows)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def _is_fused(conv):

@@ -106,7 +106,7 @@ class ConvReLU2d(Conv2d):
 
 
 class MaxPool2d(torch.nn.MaxPool2d):
-    """2-D max-pooling: input (N, C, H, W) or (C, H, W) -> (N, C, P, Q) or (C, P, Q); arguments are torch.nn.MaxPool2d's.
+    """2-D max-pooling: input (N, C, H, W) or (C, H, W) -> (N, C, P, Q) or (C, P, Q), arguments as torch.
 
     A window that lies wholly in padding gives -inf as in torch, but sends no gradient (torch's writes out of bounds),
     and its index is documented in `FF.max_pool2d`.
@@ -131,7 +131,7 @@ class MaxPool2d(torch.nn.MaxPool2d):
 
 
 class AvgPool2d(torch.nn.AvgPool2d):
-    """2-D average-pooling: input (N, C, H, W) or (C, H, W) -> (N, C, P, Q) or (C, P, Q); arguments are torch.nn.AvgPool2d's.
+    """2-D average-pooling: input (N, C, H, W) or (C, H, W) -> (N, C, P, Q) or (C, P, Q), arguments as torch.
 
     Raises: what torch.nn.AvgPool2d raises for the same argument.
     """

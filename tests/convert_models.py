@@ -1,5 +1,8 @@
-"""Small networks, one for each way in which people write convolution, BatchNorm and ReLU."""
+"""Small networks, one for each way in which people write convolution, BatchNorm and ReLU, and how to compare them."""
 
+import copy
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -259,3 +262,77 @@ def randomized(model):
                 module.weight.normal_(generator=generator)
                 module.bias.normal_(generator=generator)
     return model
+
+
+SIZE = (2, 3, 12, 12)
+MODELS = {
+    "lenet": LeNet,
+    "alexnet": lambda: _initialized(alexnet()),
+    "vgg": vgg,
+    "vgg_bn": lambda: vgg(norm=True),
+    "resnet": ResNet,
+    "resnet, functional": lambda: ResNet(FunctionalBlock),
+    "resnet, two relus": lambda: ResNet(TwoReLUBlock),
+    "inception": Inception,
+    "inception, containers": lambda: Inception(ConvBNReLU),
+    "methods": Methods,
+    "shared": Shared,
+    "flagged": Flagged,
+    "effects": Effects,
+    "scaled": Scaled,
+    "train only": TrainOnly,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks this small only wait for each other's threads: on two busy cores four times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _initialized(model):
+    model(torch.ones(SIZE))
+    return model
+
+
+def make(name):
+    torch.manual_seed(7)
+    return randomized(MODELS[name]())
+
+
+def image(dtype=torch.float32, seed=5):
+    return torch.randn(SIZE, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def assert_as_good(ours, theirs, exact, roundings):
+    """Error against float64 at most twice torch's own, plus some roundings of the largest value."""
+    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype and not ours.isnan().any()
+    floor = roundings * torch.finfo(ours.dtype).eps * exact.abs().max().item()
+    error, allowed = ((t.double() - exact).abs().max().item() for t in (ours, theirs))
+    assert error <= 2 * allowed + floor, f"error {error:.3g}, torch's {allowed:.3g}, floor {floor:.3g}"
+
+
+def run(model, x):
+    """Output and all gradients of one forward and backward pass."""
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    output = model(x)
+    (output * torch.linspace(-1, 1, output.numel(), dtype=output.dtype).reshape(output.shape)).sum().backward()
+    return [output.detach(), x.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+def assert_same(converted, original):
+    """The same output and gradients in eval mode, then in train mode, then the same running statistics."""
+    exact = copy.deepcopy(original).double()
+    for mode in (False, True):
+        x = image()
+        results = [run(m.train(mode), t) for m, t in ((converted, x), (original, x), (exact, x.double()))]
+        for i, (ours, theirs, reference) in enumerate(zip(*results, strict=True)):
+            # The gradient of a folded gamma is a difference of larger sums, over the filter and over the bias: its
+            # error was seen at 30 roundings of the result.
+            assert_as_good(ours, theirs, reference, 8 if i == 0 else 64)
+    for (name, ours), theirs in zip(converted.state_dict().items(), original.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
