@@ -10,6 +10,11 @@ from .layers import pair
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
+def layouts_of(layer):
+    """The layouts that make a difference to a layer."""
+    return ("nchw",) if layer.kind == "linear" else tuple(LAYOUTS)
+
+
 def build(network, seed=0):
     """The network as a torch.nn.Sequential in eval mode; each layer carries its name in the description.
 

@@ -59,8 +59,8 @@ def layer_table(bench):
         table.note(note)
     if bench.training:
         table.note(
-            "Training: FLOPs and bytes of all passes; output gradients are normal noise; the first layer's input wants "
-            "no gradient."
+            "Training: FLOPs and bytes of all passes; output gradients are normal noise, zero where ReLU's kink is within "
+            "rounding; the first layer's input wants no gradient."
         )
     return table
 
@@ -240,7 +240,7 @@ def _check_words(check):
         return f"refused: {check['refused']}"
     words = f"largest difference from torch {check['difference']:.1e} of the largest output"
     if check.get("gradient_difference") is not None:
-        words += f", of a gradient {check['gradient_difference']:.1e}"
+        words += f", of a gradient's norm {check['gradient_difference']:.1e}"
     if check["top5_equal"] is not None:
         words += f", top-5 classes {'equal' if check['top5_equal'] else 'DIFFER'}: {check['top5'][0]} (random weights)"
     return words if check["ok"] else f"FAILED, not measured: {words}"

@@ -85,7 +85,9 @@ class Bench:
             bar.to(0.2 * done / len(self._work))
             reference = verify.reference(operands)
             function = peers.call("torch", layer)
-            torchs = {layout: verify.errors(operands, function, layout, reference) for layout in models.LAYOUTS}
+            torchs = {
+                layout: verify.errors(operands, function, layout, reference) for layout in models.layouts_of(layer)
+            }
             for row in rows:
                 row.errors["torch"] = torchs
                 self._verify_row(row, operands, before, reference)
@@ -131,7 +133,7 @@ class Bench:
         for done, (rows, operands, _) in enumerate(self._work):
             layer = operands.layer
             contestants, samples = {}, {}
-            for layout in models.LAYOUTS if layer.kind != "linear" else ("nchw",):
+            for layout in models.layouts_of(layer):
                 self._enter(contestants, samples, rows, "torch", layout, operands)
                 for row in rows:
                     if row.kind != "linear" and row.passed():

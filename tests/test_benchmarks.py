@@ -255,3 +255,34 @@ def test_nearest_names():
     assert networks.nearest("vg16", NETWORKS)[0] == "vgg16"
     assert set(networks.nearest("alexnt", NETWORKS)) >= {"alexnet", "alexnet-ungrouped"}
     assert networks.nearest("zzz", NETWORKS) == list(NETWORKS)
+
+
+def test_gradients_are_checked_away_from_relus_kink_only():
+    conv = Conv("conv", 1, 1, relu=True)
+    module = torch.nn.Conv2d(1, 1, 1)
+    with torch.no_grad():
+        module.weight.fill_(1.0)
+        module.bias.fill_(0.0)
+    x = torch.tensor([1.0, -1.0, 1e-7, -1e-7]).view(1, 1, 2, 2)
+    operands = verify.Operands(conv, x, module, training=True, first=False, seed=0)
+    *_, dy = operands.of("nchw")
+    assert (dy.flatten() != 0).tolist() == [True, True, False, False]
+    assert operands.names() == ["output", "gradient of input", "gradient of weight", "gradient of bias"]
+    reference = verify.reference(operands)
+    assert len(reference) == 4
+    right = verify.errors(operands, peers.call("fastconv", conv), "nhwc", reference)
+    assert max(right) < 1e-6
+    wrong = verify.errors(operands, lambda x, w, b: peers.torch_layer(conv, x, 1.01 * w, b), "nchw", reference)
+    assert all(e > 5e-3 for e in (wrong[0], wrong[1]))
+
+
+def test_networks_compare_output_gradients_and_top_five():
+    y = torch.linspace(0, 1, 10).view(1, 10)
+    gradient = torch.ones(100)
+    assert verify.compare_networks([y, gradient], [y, gradient])["ok"]
+    swapped = y.clone()
+    swapped[0, 8], swapped[0, 9] = y[0, 9], y[0, 8]
+    assert not verify.compare_networks([swapped], [y])["ok"]
+    assert not verify.compare_networks([y, 1.02 * gradient], [y, gradient])["ok"]
+    assert not verify.compare_networks([y, gradient * float("nan")], [y, gradient])["ok"]
+    assert not verify.compare_networks([y + float("nan")], [y])["ok"]
