@@ -241,4 +241,4 @@ def _record(calls, graph, root, real, prefix):
 
 def _short(error):
     text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__).removesuffix(".")[:160]
+    return text[0].split(". ")[0].removesuffix(".") if text else type(error).__name__
