@@ -253,7 +253,7 @@ def _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return
         output = output.squeeze(0)
     if not return_indices:
         return output
-    indices = ops.max_pool2d_indices(offsets, input.shape, *conf)
+    indices = (ops.max_pool2d_indices if compiling else autograd.max_pool_indices)(offsets, input.shape, *conf)
     return output, indices.squeeze(0) if single else indices
 
 

@@ -244,7 +244,8 @@ VALID = {
 BAD_LISTS = [[], [1], [1, 1, 1], [0, 1], [1, -1], [HUGE, HUGE], [-HUGE, 1], [2**63 - 1, 2**63 - 1]]
 BAD_PADDINGS = [[], [0], [0, 0], [-1, 0, 0, 0], [0, 0, 0, -HUGE], [HUGE] * 4, [2**63 - 1] * 4]
 BAD_POOL_PADDINGS = [[], [0], [0, 0, 0], [2, 0], [0, -1], [HUGE, HUGE]]
-BAD_SIZES = [[], [2, 3, 8], [2, 3, 8, 8, 1], [2, 3, 8, 9], [2, 3, -8, 8], [-1, 3, 8, 8], [2, 4, 8, 8], [HUGE] * 4, [0] * 4]
+BAD_SIZES = [[], [2, 3, 8], [2, 3, 8, 8, 1], [2, 3, 8, 9], [2, 3, -8, 8], [-1, 3, 8, 8], [2, 4, 8, 8]]
+BAD_SIZES += [[HUGE] * 4, [0] * 4]
 BAD_WEIGHT_SIZES = [[], [6, 3, 3], [6, 3, 3, 4], [6, 3, 0, 3], [-6, 3, 3, 3], [5, 3, 3, 3], [6, 3, HUGE, HUGE], [0] * 4]
 BAD_TENSORS = [X(8), X(3, 8, 8), X(1, 2, 3, 8, 8), X(2, 3, 1, 1), X(), X(2, 3, 0, 8)]
 OTHER_KINDS = [X4(dtype=torch.double), X4(dtype=torch.bool), X4(dtype=torch.complex64), X4().to_sparse()]
@@ -353,7 +354,7 @@ import torch, fastconv, fastconv.functional as FF
 assert isinstance(str(fastconv.doctor()), str)
 x, w = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 3, 3)
 for call in (lambda: FF.conv2d(x, w), lambda: FF.max_pool2d(x, 2), lambda: FF.avg_pool2d(x, 2),
-             lambda: fastconv.nn.Conv2d(1, 1, 3)(x), lambda: fastconv.algorithm("direct"), lambda: fastconv.explain("")):
+         XX
     try:
         print("no error:", call())
     except fastconv.ExtensionError as error:

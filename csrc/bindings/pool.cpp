@@ -13,7 +13,8 @@ constexpr int64_t kLargestSize = int64_t{1} << 62;                    // of the 
 
 void check_pair(IntArrayRef values, int64_t least, const char* name, const char* axes) {
   check_list(values, 2, name);
-  TORCH_CHECK(values[0] <= kLargestInt && values[1] <= kLargestInt, "value cannot be converted to type int without overflow");
+  TORCH_CHECK(values[0] <= kLargestInt && values[1] <= kLargestInt,
+              "value cannot be converted to type int without overflow");
   TORCH_CHECK(values[0] >= least && values[1] >= least, name, " should be greater than zero, but got ", axes, "H: ",
               values[0], " ", axes, "W: ", values[1]);
 }
