@@ -10,8 +10,8 @@ that one is in eval mode, the convolution uses the folded filter and the BatchNo
 The folded filter is kept beside the module, in no state_dict and no pickle, and used again only if a 128-bit hash of
 all that went into it, taken at each call, is the same: `.data`, numpy and fused optimizers change weights without a
 trace. Folding anew at each call costs more than the arithmetic: a filter at a new address cannot be recognised by the
-filter cache, so its own transformed form is lost too (512 filters of 512x3x3 on 7x7, one thread: 9.2 ms; kept 2.46;
-conv and BatchNorm apart 2.54).
+filter cache, so its own transformed form is lost too (512 filters of 512x3x3 on 7x7, one thread: 8.3 ms; kept 2.45;
+conv and BatchNorm apart 2.5).
 With gradients, under torch.compile and inside transforms the same expressions run as ordinary operators.
 """
 
