@@ -353,8 +353,14 @@ def test_missing_extension_raises_with_the_cure(tmp_path):
 import torch, fastconv, fastconv.functional as FF
 assert isinstance(str(fastconv.doctor()), str)
 x, w = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 3, 3)
-for call in (lambda: FF.conv2d(x, w), lambda: FF.max_pool2d(x, 2), lambda: FF.avg_pool2d(x, 2),
-         XX
+for call in (
+    lambda: FF.conv2d(x, w),
+    lambda: FF.max_pool2d(x, 2),
+    lambda: FF.avg_pool2d(x, 2),
+    lambda: fastconv.nn.Conv2d(1, 1, 3)(x),
+    lambda: fastconv.algorithm("direct"),
+    lambda: fastconv.explain(""),
+):
     try:
         print("no error:", call())
     except fastconv.ExtensionError as error:
