@@ -1,0 +1,209 @@
+// Depthwise convolution with lanes along a row of one channel, forward and grad_input: NCHW.
+//
+// Per task (some rows of one channel): copy the rows that they read to a buffer with zeros for the padding, every
+// second (third, ...) column apart where the stride is 2 (3, ...), so that every tap is a shifted vector; then sum tiles
+// of 8 rows x 1 vector over the taps, whose weights are broadcast. Arithmetic intensity: 9 multiply-adds per 8 bytes
+// of memory at 3x3 fp32, so a large map is bound by memory. A smaller one is bound by loads: a shifted vector crosses
+// cache lines and costs a cycle, so for windows of 3 or 5 neighbouring rows each is loaded once for all rows of the
+// tile that it belongs to, 30 loads instead of 72 for 8 x 9 products at 3x3.
+#include "depthwise_plane.h"
+
+namespace fastconv::cpu::FASTCONV_ISA {
+namespace {
+
+constexpr int kRows = 8;
+
+template <class T>
+struct Planes {
+  using A = Compute<T>;
+  static constexpr int L = kLanes<A>;
+
+  const ConvProblem& p;
+  const DepthwiseBlocks b;
+  const ConvOperands& operands;
+  const Gather g;
+  const Taps rows, cols;
+  int64_t* offset;  // of each tap in the buffer
+  const bool forward = p.pass == Pass::forward, relu = forward && p.activation == Activation::relu;
+  const int64_t multiplier = p.group_k(), sources = forward ? 1 : multiplier;
+  const PlaneBuffer shape = plane_buffer(g, b.rows, sources, L);
+  const PlaneColumns columns{g.cols, cols, shape, L};
+  const T* src = static_cast<const T*>(forward ? operands.x : operands.y);
+  const T* src_last = forward ? last_of<T>(src, p.x_sizes(), p.x_strides) : last_of<T>(src, p.y_sizes(), p.y_strides);
+  const T* mask = !forward && p.has_aux() ? static_cast<const T*>(operands.aux) : nullptr;
+  const T* mask_last = mask ? last_of<T>(mask, p.y_sizes(), p.aux_strides) : nullptr;
+
+  // Fills `offset`, in the order in which weights are listed: [source][row][column].
+  void list_offsets() const {
+    for (int64_t u = 0; u < sources; ++u) {
+      int64_t* own = offset + u * rows.count * cols.count;
+      plane_offsets(rows, cols, columns, own);
+      for (int64_t t = 0; t < rows.count * cols.count; ++t) own[t] += u * shape.rows * shape.pitch;
+    }
+  }
+
+  // Neighbouring row taps share what they load: acc[m] is output row m, R rows of the window.
+  template <int M, int R>
+  void sum_shared(const A* band, const A* weight, Vec<A> (&acc)[M]) const {
+    for (int64_t u = 0; u < sources; ++u)
+      for (int64_t s = 0; s < cols.count; ++s) {
+        const int64_t first = u * R * cols.count + s;
+        const A* x = band + offset[first];
+        Vec<A> w[R];
+#pragma GCC unroll 5
+        for (int r = 0; r < R; ++r) w[r] = Vec<A>{} + weight[first + r * cols.count];
+#pragma GCC unroll 16
+        for (int row = 0; row < M + R - 1; ++row) {
+          const Vec<A> value = load(x + row * shape.pitch);
+#pragma GCC unroll 5
+          for (int r = 0; r < R; ++r)
+            if (row - r >= 0 && row - r < M) acc[row - r] += value * w[r];
+        }
+      }
+  }
+
+  template <int M>
+  void sum(const A* band, const A* weight, Vec<A> (&acc)[M]) const {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) acc[m] = Vec<A>{};
+    const bool neighbours = g.rows.step == 1 && rows.count > 0 && rows.d[rows.count - 1] - rows.d[0] == rows.count - 1;
+    if (neighbours && rows.count == 3) return sum_shared<M, 3>(band, weight, acc);
+    if (neighbours && rows.count == 5) return sum_shared<M, 5>(band, weight, acc);
+    const int64_t count = sources * rows.count * cols.count, row = g.rows.step * shape.pitch;
+    for (int64_t t = 0; t < count; ++t) {
+      const A* x = band + offset[t];
+      const A w = weight[t];
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) acc[m] += load(x + m * row) * w;
+    }
+  }
+
+  struct Output {
+    T* y;
+    int64_t row, col;  // strides
+    const T* residual;
+    int64_t residual_row, residual_col;
+    A bias;
+    int64_t end;  // a vector at element i * row + j may spill into the next rows up to here: they are written after it
+  };
+
+  // Bias, residual, activation and narrowing of `count` values of output row i from column j on.
+  void write(Vec<A> value, const Output& out, int64_t i, int64_t j, int64_t count) const {
+    value += out.bias;
+    T* y = out.y + i * out.row + j * out.col;
+    const T* residual = out.residual ? out.residual + i * out.residual_row + j * out.residual_col : nullptr;
+    const bool vectors = (count == L || i * out.row + j + L <= out.end) && out.col == 1 &&
+                         (!residual || out.residual_col == 1);
+    if (residual && vectors) value += load_widened(residual);
+    if (residual && !vectors)
+      for (int64_t l = 0; l < count; ++l) value[l] += widen(residual[l * out.residual_col]);
+    if (relu) value = value <= Vec<A>{} ? Vec<A>{} : value;
+    if constexpr (std::is_same_v<T, A>) {
+      if (vectors) return store(y, value);
+    }
+    A values[L];
+    store(values, value);
+    if (vectors) {
+      for (int l = 0; l < L; ++l) y[l] = narrow<T>(values[l]);
+    } else {
+      for (int64_t l = 0; l < count; ++l) y[l * out.col] = narrow<T>(values[l]);
+    }
+  }
+
+  // Output rows [row0, row1) of one channel (in the forward pass of all its filters).
+  void band(Arena own, int64_t n, int64_t channel, int64_t row0, int64_t row1) const {
+    A* buffer = own.take<A>(b.source_values);
+    A* weight = own.take<A>(b.taps);
+    const bool any = rows.count > 0 && cols.count > 0;
+    if (any) {
+      const int64_t low = row0 * g.rows.step + rows.d[0];
+      const int64_t high = (row1 - 1) * g.rows.step + rows.d[rows.count - 1];
+      for (int64_t u = 0; u < sources; ++u) {
+        const int64_t from = channel * sources + u;
+        A* to = buffer + u * shape.rows * shape.pitch;
+        fill_plane<T>(g.rows, columns, low, high + 1 - low, to, [&](int64_t row) {
+          PlaneRow<T> r{src + n * g.src[0] + from * g.src[1] + row * g.src[2], g.src[3], src_last};
+          if (mask) {
+            r.mask = mask + n * g.mask[0] + from * g.mask[1] + row * g.mask[2];
+            r.mask_stride = g.mask[3];
+            r.mask_last = mask_last;
+          }
+          return r;
+        });
+      }
+    }
+    for (int64_t f = 0; f < (forward ? multiplier : 1); ++f) {
+      A* to = weight;
+      for (int64_t u = 0; u < sources; ++u) {
+        const Strides4& ws = p.weight_strides;
+        const T* from = static_cast<const T*>(operands.weight) + (channel * multiplier + f + u) * ws[0];
+        for (int64_t r = 0; r < rows.count; ++r)
+          for (int64_t s = 0; s < cols.count; ++s) *to++ = widen(from[rows.index[r] * ws[2] + cols.index[s] * ws[3]]);
+      }
+      rows_of_filter(buffer, weight, any, n, forward ? channel * multiplier + f : channel, row0, row1);
+    }
+  }
+
+  void rows_of_filter(const A* buffer, const A* weight, bool any, int64_t n, int64_t to, int64_t row0,
+                      int64_t row1) const {
+    const Strides4 &ds = g.dst, &rs = g.residual;
+    Output out{static_cast<T*>(forward ? operands.y : operands.x) + n * ds[0] + to * ds[1] + g.rows.out_start * ds[2] +
+                   g.cols.out_start * ds[3],
+               g.rows.out_step * ds[2],
+               g.cols.out_step * ds[3],
+               nullptr,
+               rs[2],
+               rs[3],
+               A(0),
+               0};
+    if (forward && p.residual) out.residual = static_cast<const T*>(operands.aux) + n * rs[0] + to * rs[1];
+    if (forward && p.bias) out.bias = widen(static_cast<const T*>(operands.bias)[to]);
+    const int64_t width = g.cols.out;
+    if (out.row == width && (!out.residual || out.residual_row == width)) out.end = row1 * width;
+    in_pieces<kRows>(row0, row1, [&](auto pieces, int64_t i) {
+      constexpr int M = decltype(pieces)::value;
+      for (int64_t j = 0; j < width; j += L) {
+        // The last vector of a row that has more than one overlaps its neighbour: the same values written again.
+        const int64_t at = j + L > width && width > L ? width - L : j;
+        Vec<A> acc[M];
+        if (any)
+          sum<M>(buffer + (i - row0) * g.rows.step * shape.pitch + at, weight, acc);
+        else
+          for (int m = 0; m < M; ++m) acc[m] = Vec<A>{};
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) write(acc[m], out, i + m, at, smaller(L, width - at));
+      }
+    });
+  }
+};
+
+template <class T>
+void run(const ConvPlan& plan, const ConvOperands& operands, void* workspace, const Execution& exec) {
+  const ConvProblem& p = plan.problem;
+  const DepthwiseBlocks b = depthwise_blocks(plan);
+  Threads threads = exec.threads;
+  threads.count = static_cast<int>(smaller(threads.count, plan.threads));
+  for (int64_t phase = 0; phase < gather_phases(p); ++phase) {
+    const Gather g = depthwise_gather(p, phase);
+    if (g.rows.out <= 0 || g.cols.out <= 0) continue;
+    Arena arena(workspace);
+    const Taps rows(g.rows, arena), cols(g.cols, arena);
+    const Planes<T> planes{p, b, operands, g, rows, cols, arena.take<int64_t>(b.taps)};
+    planes.list_offsets();
+    const int64_t bands = div_up(g.rows.out, b.rows);
+    parallel_tasks(threads, p.n * p.c * bands, [&](int thread, int64_t task) {
+      const int64_t row0 = task % bands * b.rows, plane = task / bands;
+      planes.band(arena.slice(thread, b.thread_bytes), plane / p.c, plane % p.c, row0,
+                  smaller(row0 + b.rows, g.rows.out));
+    });
+  }
+}
+
+}  // namespace
+
+Status depthwise_planes(const ConvPlan& plan, const ConvOperands& operands, void* workspace, const Execution& exec) {
+  with_float(plan.problem.dtype, [&](auto v) { run<decltype(v)>(plan, operands, workspace, exec); });
+  return {};
+}
+
+}  // namespace fastconv::cpu::FASTCONV_ISA
