@@ -102,6 +102,7 @@ void plan_weight(const ConvProblem& p, int available, ConvPlan& plan) {
 
   // Chunks of channels and filter blocks that give every thread work; the input is packed again for every chunk of
   // filters and grad_output for every chunk of channels, so chunks are as large as that allows.
+  // Where taps and channels are merged the channels stay together; they are few.
   int64_t channels = std::min<int64_t>(p.group_c(), 64), filters = std::min<int64_t>(blocks, 8);
   const auto tasks = [&] { return p.groups * div_up(p.group_c(), channels) * div_up(blocks, filters); };
   while (filters > 1 && tasks() < 2 * threads) filters = div_up(filters, 2);
@@ -109,7 +110,7 @@ void plan_weight(const ConvProblem& p, int available, ConvPlan& plan) {
 
   const auto x_values = [&](int64_t band) {
     const int64_t span = std::min({(band - 1) * p.stride_h + (p.r - 1) * p.dilation_h + 1, band * p.r, p.h});
-    return span * p.w * channels;
+    return span * std::max(p.w, merged_columns(p, tile.height)) * channels;
   };
   const auto y_values = [&](int64_t band) { return band * cols * tile.width; };
   int64_t band = 1;

@@ -23,6 +23,14 @@ struct TileShape {
 };
 TileShape tile_shape(DType);
 
+// With few channels the filter's gradient takes the taps of a filter row and their channels as one run of neighbours (in
+// [column][channel] order they are), so that its tiles are full: 33 values in 3 tiles for 11 x 11 x 3 instead of 11 tiles
+// of 3. Such rows are packed with their padding, to this many columns; 0 where it does not pay or dilation forbids it.
+static inline int64_t merged_columns(const ConvProblem& p, int64_t tile_height) {
+  const bool merge = p.dilation_w == 1 && p.s > 1 && p.group_c() < tile_height;
+  return merge ? (p.q() - 1) * p.stride_w + p.s : 0;
+}
+
 FASTCONV_KERNEL(TileShape, kernel_tile_shape, DType)
 FASTCONV_KERNEL(Status, direct_gather, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)
 FASTCONV_KERNEL(void, direct_pack_filter, const ConvPlan&, const void* weight, void* packed, const Threads&)

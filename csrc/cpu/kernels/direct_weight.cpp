@@ -13,6 +13,7 @@ namespace {
 
 inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <class T>
 struct WeightRun {
@@ -26,6 +27,9 @@ struct WeightRun {
   A* bias_sums;  // [split][group][filter block][W]
   const int64_t blocks = div_up(p.group_k(), W);
   const int64_t taps = p.r * p.s, rows = p.p(), cols = p.q(), channels = p.group_c();
+  const int64_t merged = merged_columns(p, kTileHeight);
+  const int64_t packed_columns = merged ? merged : p.w;
+  const int64_t first_column = merged ? -p.pad_left : 0;  // input column of packed column 0
 
   struct Scratch {
     A* x;
@@ -55,9 +59,13 @@ struct WeightRun {
     for (int64_t row = low; row <= high; ++row) {
       if (scratch.slot[row - low] < 0) continue;
       scratch.slot[row - low] = slots;
-      A* dst = scratch.x + slots++ * p.w * count;
-      pack(Reader<T>{x + row * p.x_strides[2], p.x_strides[1], p.x_strides[3]}, count, p.w,
-           [&](int64_t column) { return dst + column * count; });
+      A* dst = scratch.x + slots++ * packed_columns * count;
+      const int64_t begin = smaller(packed_columns, -first_column);
+      const int64_t end = larger(begin, smaller(packed_columns, p.w - first_column));
+      zero(dst, begin * count);
+      zero(dst + end * count, (packed_columns - end) * count);
+      pack(Reader<T>{x + row * p.x_strides[2] + (begin + first_column) * p.x_strides[3], p.x_strides[1], p.x_strides[3]},
+           count, end - begin, [&](int64_t column) { return dst + (begin + column) * count; });
     }
     return low;
   }
@@ -91,33 +99,51 @@ struct WeightRun {
   void band(const Scratch& scratch, const Part& part, int64_t split, int64_t n, int64_t row0, int64_t row1) const {
     const int64_t low = pack_input(scratch, part, n, row0, row1);
     const int64_t count = part.channel1 - part.channel0;
-    const int64_t parts = tile_parts(count);
-    alignas(64) A tile_sums[kTileHeight * W];
     for (int64_t block = part.block0; block < part.block1; ++block) {
       const int64_t filter_block = (split * p.groups + part.group) * blocks + block;
       pack_output(scratch.y, n, part.group, block, row0, row1,
                   p.bias && part.channel0 == 0 ? bias_sums + filter_block * W : nullptr);
+      A* into = sums + (filter_block * channels + part.channel0) * taps * W;
+      if (merged) {
+        for (int64_t r = 0; r < p.r; ++r)
+          multiply(scratch, r, 0, 0, cols, low, row0, row1, p.s * count, count, [&](int64_t m) {
+            return into + (m % count * taps + r * p.s + m / count) * W;
+          });
+        continue;
+      }
       for (int64_t tap = 0; tap < taps; ++tap) {
         const int64_t column = tap % p.s * p.dilation_w - p.pad_left;  // of output pixel 0
         const int64_t q0 = column >= 0 ? 0 : div_up(-column, p.stride_w);
         const int64_t q1 = column < p.w ? smaller(cols, div_up(p.w - column, p.stride_w)) : 0;
-        if (q1 <= q0) continue;
-        TileWalk walk{0, scratch.x_offset, scratch.y_offset, q1 - q0, p.stride_w * count, W};
-        for (int64_t row = row0; row < row1; ++row) {
-          const int64_t source = row * p.stride_h - p.pad_top + tap / p.s * p.dilation_h;
-          if (source < 0 || source >= p.h) continue;
-          scratch.x_offset[walk.outer] =
-              (scratch.slot[source - low] * p.w + q0 * p.stride_w + column) * count;
-          scratch.y_offset[walk.outer++] = ((row - row0) * cols + q0) * W;
-        }
-        if (walk.outer == 0) continue;
-        A* into = sums + ((filter_block * channels + part.channel0) * taps + tap) * W;
-        for (int64_t i = 0; i < parts; ++i) {
-          const int64_t begin = tile_start(i, parts, count), end = tile_start(i + 1, parts, count);
-          tile(end - begin, scratch.x + begin, scratch.y, walk, tile_sums, false);
-          for (int64_t c = begin; c < end; ++c)
-            for (int l = 0; l < W; ++l) into[c * taps * W + l] += tile_sums[(c - begin) * W + l];
-        }
+        multiply(scratch, tap / p.s, column, q0, q1, low, row0, row1, count, count,
+                 [&](int64_t m) { return into + (m * taps + tap) * W; });
+      }
+    }
+  }
+
+  // Adds to sum_of(m) the sum over the band's pixels [q0, q1) of x value m, counted from the packed column that output
+  // pixel 0 meets, times dy; `values` of them.
+  template <class SumOf>
+  void multiply(const Scratch& scratch, int64_t r, int64_t column, int64_t q0, int64_t q1, int64_t low, int64_t row0,
+                int64_t row1, int64_t values, int64_t count, SumOf&& sum_of) const {
+    if (q1 <= q0) return;
+    TileWalk walk{0, scratch.x_offset, scratch.y_offset, q1 - q0, p.stride_w * count, W};
+    for (int64_t row = row0; row < row1; ++row) {
+      const int64_t source = row * p.stride_h - p.pad_top + r * p.dilation_h;
+      if (source < 0 || source >= p.h) continue;
+      scratch.x_offset[walk.outer] =
+          (scratch.slot[source - low] * packed_columns + q0 * p.stride_w + column) * count;
+      scratch.y_offset[walk.outer++] = ((row - row0) * cols + q0) * W;
+    }
+    if (walk.outer == 0) return;
+    alignas(64) A tile_sums[kTileHeight * W];
+    const int64_t parts = tile_parts(values);
+    for (int64_t i = 0; i < parts; ++i) {
+      const int64_t begin = tile_start(i, parts, values), end = tile_start(i + 1, parts, values);
+      tile(end - begin, scratch.x + begin, scratch.y, walk, tile_sums, false);
+      for (int64_t m = begin; m < end; ++m) {
+        A* sum = sum_of(m);
+        for (int l = 0; l < W; ++l) sum[l] += tile_sums[(m - begin) * W + l];
       }
     }
   }
