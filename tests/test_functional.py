@@ -332,11 +332,23 @@ def test_forcing_is_undone_by_an_exception():
 
 @pytest.mark.parametrize("name", fastconv.ops.convolution_algorithms)
 def test_each_algorithm_can_be_forced(name):
-    x, w, b = randn(2, 4, 9, 8), randn(6, 4, 3, 3), randn(6)
-    ours = FF.conv2d(x, w, b, padding=1, algorithm=name)
-    assert_as_accurate(ours, F.conv2d, x, w, b, padding=1)
-    with fastconv.algorithm(name):
-        assert torch.equal(FF.conv2d(x, w, b, padding=1), ours)
+    accepted = 0
+    for groups in (1, 4):
+        x, w, b = randn(2, 4, 9, 8), randn(8, 4 // groups, 3, 3), randn(8)
+        kwargs = dict(padding=1, groups=groups)
+        with fastconv.algorithm(name):
+            chosen = fastconv.explain(lambda: FF.conv2d(x, w, b, **kwargs)).chosen
+        if chosen == [None]:
+            with pytest.raises(NotImplementedError, match=f"^fastconv: no algorithm for conv n2c4h9w8 .*{name}"):
+                FF.conv2d(x, w, b, algorithm=name, **kwargs)
+            continue
+        accepted += 1
+        assert chosen == [name]
+        ours = FF.conv2d(x, w, b, algorithm=name, **kwargs)
+        assert_as_accurate(ours, F.conv2d, x, w, b, **kwargs)
+        with fastconv.algorithm(name):
+            assert torch.equal(FF.conv2d(x, w, b, **kwargs), ours)
+    assert accepted
 
 
 # --- explain -------------------------------------------------------------------------------------------------
