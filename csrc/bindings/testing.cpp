@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../core/selector.h"
+#include "../cpu/winograd_transforms.h"
 
 namespace py = pybind11;
 
@@ -111,9 +112,34 @@ void run_row(const std::string& text, const std::string& row, const py::dict& ad
   }
 }
 
+template <int Rows, int Columns>
+py::list nested(const double (&matrix)[Rows][Columns]) {
+  py::list rows;
+  for (const auto& row : matrix) {
+    py::list values;
+    for (const double v : row) values.append(v);
+    rows.append(values);
+  }
+  return rows;
+}
+
+py::list winograd_forms() {
+  py::list forms;
+#define FASTCONV_FORM(outputs, taps)                                             \
+  {                                                                              \
+    static constexpr auto f = cpu::winograd::matrices<outputs, taps>();          \
+    forms.append(py::make_tuple(outputs, taps, nested(f.a), nested(f.g), nested(f.b))); \
+  }
+  FASTCONV_WINOGRAD_FORMS(FASTCONV_FORM)
+#undef FASTCONV_FORM
+  return forms;
+}
+
 }  // namespace
 
 void add_testing(py::module_& m) {
+  m.def("winograd_forms", &winograd_forms,
+        "The matrices of every form of Winograd's algorithm: (outputs, taps, A^T, G, B^T), as nested lists.");
   m.def("run_row", &run_row, py::arg("text"), py::arg("row"), py::arg("addresses"), py::arg("threads") = 1,
         py::arg("prepacked") = false,
         "Runs one CPU row on raw memory: addresses holds x, weight, y, bias, aux, grad_bias or x, y, offsets, laid out\n"

@@ -5,6 +5,7 @@
 #include "../cpu/direct.h"
 #include "../cpu/im2col.h"
 #include "../cpu/pool.h"
+#include "../cpu/winograd.h"
 
 namespace fastconv {
 namespace {
@@ -19,7 +20,7 @@ constexpr Mask forward = bit(Pass::forward), grad_input = bit(Pass::grad_input),
                gather = bit(Pass::gather);
 constexpr Mask floats = mask(DType::f32, DType::f64, DType::f16, DType::bf16);
 constexpr Mask integers = mask(DType::u8, DType::i8, DType::i16, DType::i32, DType::i64);
-constexpr Mask i64 = bit(DType::i64);
+constexpr Mask f32 = bit(DType::f32), f16 = bit(DType::f16), bf16 = bit(DType::bf16), i64 = bit(DType::i64);
 
 }  // namespace
 

@@ -1,0 +1,166 @@
+// From sums in the frequency domain to finished output pixels: inverse transform, bias, residual, activation, store.
+#pragma once
+
+#include "../winograd.h"
+#include "pack.h"
+#include "winograd_lanes.h"
+#include "winograd_tiles.h"
+
+namespace fastconv::cpu::FASTCONV_ISA {
+namespace {
+
+// The output of one group.
+template <class T>
+struct TileTarget {
+  T* p;
+  Strides4 strides;  // batch, filter, row, column
+  const T* residual;
+  Strides4 residual_strides;
+  const T* bias;
+  bool relu;
+  int64_t height, width, filters;
+};
+
+// y[i][j] = pixel (i, j) of a tile for L filters, from n x n sums at `from`.
+template <class F>
+FASTCONV_INLINE void inverse(const float* from, int64_t stride, Lanes (&y)[F::outputs][F::outputs]) {
+  constexpr int N = F::size, M = F::outputs;
+  Lanes half[M][N];
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) {
+    Lanes m[N], column[M];
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) m[i] = load(from + (i * N + j) * stride);
+    synthesise<F>(m, column);
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) half[i][j] = column[i];
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i) synthesise<F>(half[i], y[i]);
+}
+
+FASTCONV_INLINE Lanes relu_lanes(Lanes v, bool relu) { return relu ? (v <= 0.0f ? Lanes{} : v) : v; }
+
+// Lanes along filters, contiguous in the output; L of them.
+template <class F>
+inline void write_filters(const float* sums, int64_t stride, int64_t sum_step, const Segment& segment, Lanes bias,
+                          bool relu, float* y, int64_t row_stride, int64_t col_stride, const float* residual,
+                          int64_t residual_row, int64_t residual_col, int64_t rows, int64_t cols) {
+  constexpr int M = F::outputs;
+  for (int64_t t = 0; t < segment.count; ++t) {
+    Lanes tile[M][M];
+    inverse<F>(sums + t * sum_step, stride, tile);
+    float* to = y + t * M * col_stride;
+    if (rows >= M && cols - t * M >= M && !residual) {
+#pragma GCC unroll 8
+      for (int i = 0; i < M; ++i)
+#pragma GCC unroll 8
+        for (int j = 0; j < M; ++j)
+          store(to + i * row_stride + j * col_stride, relu_lanes(tile[i][j] + bias, relu));
+      continue;
+    }
+    float spill[M * M * kLanes<float>];
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < M; ++j) store(spill + (i * M + j) * kLanes<float>, tile[i][j] + bias);
+    for (int i = 0; i < M && i < rows; ++i)
+      for (int j = 0; j < M && j < cols - t * M; ++j) {
+        Lanes v = load(spill + (i * M + j) * kLanes<float>);
+        if (residual) v += load(residual + i * residual_row + (t * M + j) * residual_col);
+        store(to + i * row_stride + j * col_stride, relu_lanes(v, relu));
+      }
+  }
+}
+
+// Pixels of one row, [cols][L], to a row of contiguous pixels for each filter. Each filter's row is written at once,
+// because the planes' lines often share a set of the first-level cache.
+template <class T>
+inline void write_planes(const float* pixels, int64_t filters, int64_t cols, bool relu, T* y, int64_t filter_stride,
+                         const T* residual, int64_t residual_filter) {
+  constexpr int L = kLanes<float>;
+  constexpr int64_t pitch = winograd::kSegmentPixels;
+  alignas(64) float rows[L * pitch];
+  for (int64_t j = 0; j < cols; j += L) {
+    Lanes block[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) block[i] = load(pixels + (j + i) * L);
+    transpose_registers<float>(block);
+#pragma GCC unroll 16
+    for (int l = 0; l < L; ++l) store(rows + l * pitch + j, block[l]);
+  }
+  for (int64_t l = 0; l < filters; ++l) {
+    const float* from = rows + l * pitch;
+    T* to = y + l * filter_stride;
+    const T* more = residual + (residual ? l * residual_filter : 0);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      for (int64_t j = 0; j < cols; j += L) {
+        const int64_t count = smaller(L, cols - j);
+        Lanes v = load(from + j);
+        if (count == L) {
+          if (residual) v += load(more + j);
+          store(to + j, relu_lanes(v, relu));
+        } else {
+          if (residual) v += load_part(more + j, count);
+          store_part(to + j, relu_lanes(v, relu), count);
+        }
+      }
+    } else {
+      for (int64_t j = 0; j < cols; ++j) {
+        const float v = residual ? from[j] + widen(more[j]) : from[j];
+        to[j] = narrow<T>(relu ? FASTCONV_ISA::relu(v) : v);
+      }
+    }
+  }
+}
+
+// One segment and one vector of filters. sums: n x n of them `stride` floats apart, tiles `sum_step` apart.
+// `pixels` holds segment_floats.
+template <class F, class T>
+inline void transform_output(const TileTarget<T>& target, const Segment& segment, int64_t filter, const float* sums,
+                             int64_t stride, int64_t sum_step, float* pixels) {
+  constexpr int M = F::outputs, L = kLanes<float>;
+  const int64_t top = segment.row * M, left = segment.col * M, filters = smaller(L, target.filters - filter);
+  const int64_t rows = smaller(M, target.height - top), cols = smaller(segment.count * M, target.width - left);
+  float bias_values[L] = {};
+  if (target.bias)
+    for (int64_t l = 0; l < filters; ++l) bias_values[l] = widen(target.bias[filter + l]);
+  const Lanes bias = load(bias_values);
+  const Strides4& ys = target.strides;
+  const Strides4& rs = target.residual_strides;
+  T* y = target.p + segment.image * ys[0] + filter * ys[1] + top * ys[2] + left * ys[3];
+  const T* residual = !target.residual ? nullptr
+                                       : target.residual + segment.image * rs[0] + filter * rs[1] + top * rs[2] +
+                                             left * rs[3];
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (ys[1] == 1 && filters == L && (!residual || rs[1] == 1))
+      return write_filters<F>(sums, stride, sum_step, segment, bias, target.relu, y, ys[2], ys[3], residual, rs[2],
+                              rs[3], rows, cols);
+  }
+  constexpr int64_t pitch = winograd::kSegmentPixels;
+  for (int64_t t = 0; t < segment.count; ++t) {
+    Lanes tile[M][M];
+    inverse<F>(sums + t * sum_step, stride, tile);
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < M; ++j) store(pixels + (i * pitch + t * M + j) * L, tile[i][j] + bias);
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    const float* from = pixels + i * pitch * L;
+    if (ys[3] == 1 && (!residual || rs[3] == 1)) {
+      write_planes<T>(from, filters, cols, target.relu, y + i * ys[2], ys[1],
+                      residual ? residual + i * rs[2] : nullptr, rs[1]);
+      continue;
+    }
+    for (int64_t j = 0; j < cols; ++j)
+      for (int64_t l = 0; l < filters; ++l) {
+        float v = from[j * L + l];
+        if (residual) v += widen(residual[i * rs[2] + j * rs[3] + l * rs[1]]);
+        y[i * ys[2] + j * ys[3] + l * ys[1]] = narrow<T>(target.relu ? relu(v) : v);
+      }
+  }
+}
+
+}  // namespace
+}  // namespace fastconv::cpu::FASTCONV_ISA

@@ -1,0 +1,152 @@
+#include "winograd.h"
+
+#include <algorithm>
+
+#include "arena.h"
+#include "cost.h"
+#include "direct.h"
+#include "gather.h"
+
+namespace fastconv::cpu {
+namespace {
+
+using winograd::odd_lines;
+using winograd::segment_floats;
+
+int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool is_half(DType t) { return t == DType::f16 || t == DType::bf16; }
+
+// Largest m of F(m x m, r x r) whose error stays in the problem's class; 0: none. Measured, as max |err| / max |y| with
+// normal inputs: F(2,3) 2 to 4e-7, F(4,3) 1 to 2e-6, F(2,5) 2e-6, F(6,3) 5 to 10e-6, F(4,5) 4 to 6e-6. Half types
+// round their results to 5e-4 and 4e-3, so that every form is in the class "torch".
+int64_t largest_outputs(const ConvProblem& p) {
+  const bool five = p.r == 5;
+  if (p.accuracy == Accuracy::fastest) return five ? 4 : 6;
+  if (is_half(p.dtype) || p.accuracy == Accuracy::fast) return five ? 2 : 4;
+  return five ? 0 : 2;
+}
+
+struct Geometry {
+  Gather g;
+  int64_t m, n, tiles, filter_blocks;
+  TileShape shape;
+  int64_t lanes() const { return shape.width / 2; }
+};
+
+Geometry geometry_of(const ConvProblem& p, int64_t m) {
+  Geometry s{gather_of(p, 0), m, m + p.r - 1, 0, 0, tile_shape(DType::f32)};
+  s.tiles = p.n * div_up(s.g.rows.out, m) * div_up(s.g.cols.out, m);
+  s.filter_blocks = div_up(s.g.filters, s.shape.width);
+  return s;
+}
+
+// Cycles that one core would take, at the rate that cost::seconds assumes. The filter counts as transformed already.
+double seconds(const Geometry& s, const ConvProblem& p, int64_t blocks, int threads) {
+  const auto real = [](int64_t v) { return static_cast<double>(v); };
+  const int64_t parts = blocks * div_up(div_up(s.tiles, blocks), s.shape.height);
+  const int64_t frequencies = s.n * s.n, steps = s.filter_blocks * s.g.channels * frequencies;
+  // A step of the inner loop: two multiply-adds per tile, no fewer than the loads' latency and the sums' stores hide.
+  const double multiply = real(steps) * (2 * real(s.tiles) / 0.93 + 2 * real(parts));
+  // The transformed filter streams by once per block: bytes per cycle from the second- and third-level cache, or memory.
+  const double filter_bytes = real(steps * s.shape.width) * 4;
+  const double rate = filter_bytes < 1e6 ? 32 : filter_bytes < 16e6 ? 14 : 6;
+  // Cycles per value of a tile and vector of channels: the transforms, and turning planes into lanes of channels.
+  const double in = s.g.src[1] == 1 ? 5 : 10, out = s.g.dst[1] == 1 ? 3.6 : 7;
+  const double transforms = real(s.tiles * frequencies) * (in * real(div_up(s.g.channels, s.lanes())) +
+                                                            out * real(div_up(s.g.filters, s.lanes())));
+  const double work = real(p.groups) * (std::max(multiply, real(blocks) * filter_bytes / rate) + transforms);
+  const double bytes = real(p.minimum_bytes());
+  return (work / cost::kCyclesPerSecond + bytes / cost::kBytesPerSecond) / threads +
+         (threads > 1 ? cost::kLaunchSeconds : 0) + 1e-6;
+}
+
+}  // namespace
+
+Status winograd_supports(const ConvProblem& p) {
+  if (p.pass == Pass::grad_weight) return Status::refuse("winograd has no gradient of the filter");
+  const auto times = [](int64_t a, int64_t b) { return std::to_string(a) + "x" + std::to_string(b); };
+  if (p.r != p.s || (p.r != 3 && p.r != 5))
+    return Status::refuse("winograd needs a 3x3 or 5x5 filter, not " + times(p.r, p.s));
+  if (p.stride_h != 1 || p.stride_w != 1)
+    return Status::refuse("winograd needs stride 1, not " + times(p.stride_h, p.stride_w));
+  if (p.dilation_h != 1 || p.dilation_w != 1)
+    return Status::refuse("winograd needs dilation 1, not " + times(p.dilation_h, p.dilation_w));
+  if (largest_outputs(p) == 0)
+    return Status::refuse("winograd for 5x5 filters in fp32 exceeds the error of the accuracy class 'torch'");
+  if (p.groups > 1 && (p.group_c() < 4 || p.group_k() < 4))
+    return Status::refuse("winograd needs at least 4 channels and 4 filters per group, not " +
+                          std::to_string(p.group_c()) + " and " + std::to_string(p.group_k()));
+  return {};
+}
+
+namespace {
+
+void plan_gather(const ConvProblem& p, int64_t m, int available, ConvPlan& plan) {
+  const Geometry s = geometry_of(p, m);
+  const int64_t n = s.n, lanes = s.lanes(), width = s.shape.width, channels = s.g.channels;
+  const int64_t macs = p.groups * s.tiles * n * n * channels * s.filter_blocks * width;
+  const int threads = plan.threads = cost::useful_threads(macs, available);
+
+  // About one register tile of tiles (two where that is small): more only takes cache. At 14 x 32 the transformed
+  // filter streams by at 128 bytes per 28 cycles, which the third-level cache sustains; at 8 x 32 it does not, so that
+  // 16 tiles are one block of twice 8.
+  const int64_t good_tiles = s.shape.height * (s.shape.height < 8 ? 2 : 1) * (n == 4 ? 2 : 1);
+  const int64_t blocks = std::max<int64_t>(1, (s.tiles + good_tiles / 2 - 1) / good_tiles);
+  const int64_t block_tiles = div_up(s.tiles, blocks);
+  // Threads share the filters of a block where blocks are few, and transform its input each for themselves.
+  int64_t splits = 1;
+  while (splits < s.filter_blocks && splits < threads && p.groups * blocks * splits < 3 * threads) ++splits;
+
+  plan.detail[winograd::kOutputs] = m;
+  plan.detail[winograd::kBlocks] = blocks;
+  plan.detail[winograd::kBlockTiles] = block_tiles;
+  plan.detail[winograd::kSplits] = splits;
+  plan.detail[winograd::kInputStride] = odd_lines(div_up(channels, lanes) * lanes * block_tiles);
+  plan.detail[winograd::kSumStride] = odd_lines(width * block_tiles);
+  plan.detail[winograd::kFilterValues] = p.groups * s.filter_blocks * width * n * n * channels;
+  const int64_t frequencies = plan.detail[winograd::kInputStride] + plan.detail[winograd::kSumStride];
+  plan.detail[winograd::kThreadBytes] =
+      4 * (n * n * frequencies + 2 * segment_floats(static_cast<int>(n), lanes)) + 5 * kArenaSlack;
+  plan.prepack_bytes = plan.detail[winograd::kFilterValues] * 4;
+  plan.prepack_key = m;
+  plan.workspace_bytes =
+      plan.prepack_bytes + threads * arena_round(plan.detail[winograd::kThreadBytes]) + 2 * kArenaSlack;
+  plan.executed_macs = macs;
+
+  plan.cost = seconds(s, p, blocks, threads);
+}
+
+}  // namespace
+
+void winograd_plan(const ConvProblem& p, int threads, ConvPlan& plan) {
+  plan_gather(p, 2, threads, plan);
+  for (int64_t m = 4; m <= largest_outputs(p); m += 2) {
+    ConvPlan candidate = plan;
+    plan_gather(p, m, threads, candidate);
+    if (candidate.cost < 0.95 * plan.cost) plan = candidate;  // of near equals the one with the smaller error
+  }
+}
+
+const char* winograd_variant(const ConvPlan& plan) {
+  switch (plan.problem.r * 10 + plan.detail[winograd::kOutputs]) {
+    case 32: return "F(2x2,3x3)";
+    case 34: return "F(4x4,3x3)";
+    case 36: return "F(6x6,3x3)";
+    case 52: return "F(2x2,5x5)";
+    default: return "F(4x4,5x5)";
+  }
+}
+
+Status winograd_run(const ConvPlan& plan, const ConvOperands& operands, void* workspace, const Execution& exec) {
+  return FASTCONV_DISPATCH(winograd_gather, plan, operands, workspace, exec);
+}
+
+Status winograd_prepack(const ConvPlan& plan, const ConvOperands& operands, void* prepacked, const Execution& exec) {
+  Threads threads = exec.threads;
+  threads.count = std::min(threads.count, plan.threads);
+  FASTCONV_DISPATCH(winograd_filter, plan, operands.weight, prepacked, threads);
+  return {};
+}
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,51 @@
+// Row `winograd` on the CPU: minimal filtering for 3x3 and 5x5 filters of stride 1.
+//
+// Not-finite inputs: the transforms add and subtract neighbouring inputs, so that one NaN or infinity makes every output
+// of the tiles that read it NaN (infinity minus infinity, too), where a direct convolution spoils only those outputs
+// whose window holds it. Nothing else changes: outputs of other tiles are exact as ever. For the same reason sums of
+// magnitudes near the largest float may overflow earlier, by the transforms' gain (about 100 for F(4x4,3x3)).
+#pragma once
+
+#include "../core/table.h"
+#include "isa.h"
+
+namespace fastconv::cpu {
+
+Status winograd_supports(const ConvProblem&);
+void winograd_plan(const ConvProblem&, int threads, ConvPlan&);
+Status winograd_run(const ConvPlan&, const ConvOperands&, void* workspace, const Execution&);
+Status winograd_prepack(const ConvPlan&, const ConvOperands&, void* prepacked, const Execution&);
+
+// Which form a plan of this row uses, "F(4x4,3x3)" for example.
+const char* winograd_variant(const ConvPlan&);
+
+namespace winograd {
+
+// Names for ConvPlan::detail of this row, forward and grad_input.
+enum Detail {
+  kOutputs,       // m of F(m x m, r x r)
+  kBlocks,        // of tiles; a block is transformed, multiplied and written by one task
+  kBlockTiles,    // in the largest of them
+  kSplits,        // tasks that share a block's filters
+  kInputStride,   // floats from one frequency to the next, of the transformed input
+  kSumStride,     // and of the sums
+  kFilterValues,  // transformed filter
+  kThreadBytes,
+};
+
+// The stride between frequencies is an odd number of cache lines: a tile's n x n values are stored and loaded together
+// and would otherwise share a few cache sets.
+inline int64_t odd_lines(int64_t floats) { return (((floats + 15) / 16) | 1) * 16; }
+
+// Tiles that are transformed together are neighbours in a row: with their margins, at most 32 pixels.
+constexpr int kSegmentPixels = 32;
+constexpr int segment_tiles(int outputs, int taps) { return (kSegmentPixels - taps + 1) / outputs; }
+// Scratch of one segment: n rows of pixels before and after the transform of columns, or m rows of output.
+constexpr int64_t segment_floats(int size, int64_t lanes) { return size * (kSegmentPixels + lanes) * lanes; }
+
+}  // namespace winograd
+
+FASTCONV_KERNEL(Status, winograd_gather, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)
+FASTCONV_KERNEL(void, winograd_filter, const ConvPlan&, const void* weight, void* packed, const Threads&)
+
+}  // namespace fastconv::cpu
