@@ -32,8 +32,8 @@ bool is_dense(const Sizes4& sizes, const Strides4& strides, Layout layout) {
 
 bool writes_x(const PoolProblem& p) { return p.pass == Pass::grad_input; }
 
-// Whether lanes can run along rows: what is written is dense, what is read has contiguous rows. (Rows of grad_output are
-// copied before use, so they may be anything.) Max-pooling's gradient scatters instead.
+// Whether lanes can run along rows: what is written is dense, what is read has contiguous rows. (Rows of grad_output
+// are copied before use, so they may be anything.) Max-pooling's gradient scatters instead.
 bool rows_fit(const PoolProblem& p) {
   if (writes_x(p)) return p.kind == PoolKind::avg && is_dense(p.x_sizes(), p.x_strides, Layout::nchw);
   return is_dense(p.y_sizes(), p.y_strides, Layout::nchw) && (p.x_strides[3] == 1 || p.w == 1) &&
@@ -102,8 +102,8 @@ void plan_pool(const PoolProblem& p, int threads, PoolPlan& plan) {
 
   const int64_t lanes = path == PoolPath::planes ? 1 : 32 / size_of(p.dtype);
   plan.cost = cost::seconds(p.flops(), lanes, 0.3, 1, p.minimum_bytes());
-  // A few tasks a thread, so that uneven ones balance, of at least some microseconds each; units first, because bands of
-  // rows read their neighbours' rows again.
+  // A few tasks a thread, so that uneven ones balance, of at least some microseconds each; units first, because bands
+  // of rows read their neighbours' rows again.
   const int64_t wanted = threads <= 1 ? 1 : std::clamp<int64_t>(plan.cost / cost::kLaunchSeconds, 1, 4 * threads);
   const int64_t blocks = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(units, 1));
   // Bands only of single units: a task may write past its rows' ends as far as its own last row, see store_until.

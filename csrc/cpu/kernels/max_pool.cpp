@@ -1,5 +1,5 @@
-// Max-pooling, forward: values, and on request the offset r * S + s of each window's maximum (all ones: none, the window
-// lies wholly in padding).
+// Max-pooling, forward: values, and on request the offset r * S + s of each window's maximum (all ones: none, the
+// window lies wholly in padding).
 #include "max_order.h"
 #include "pool_loops.h"
 
@@ -91,7 +91,8 @@ void rows_with_offsets(const PoolPlan& plan, const PoolOperands& operands, void*
           for (int n = 0; n < N; ++n) {
             const int64_t at = out + (first + n) * L;
             store_until<E, L>(y + at, y + end, [&](E* p) { store(p, M::result(best[n])); });
-            store_until<Offset, L>(offsets + at, offsets + end, [&](Offset* p) { store_codes<E, Offset>(p, best[n].code); });
+            store_until<Offset, L>(offsets + at, offsets + end,
+                                   [&](Offset* p) { store_codes<E, Offset>(p, best[n].code); });
           }
         });
       }
@@ -143,7 +144,8 @@ void channels_with_offsets(const PoolPlan& plan, const PoolOperands& operands, c
             for (int i = 0; i < N; ++i) {
               const int64_t at = out + c + i * L;
               store_until<E, L>(y + at, y + end, [&](E* p) { store(p, M::result(best[i])); });
-              store_until<Offset, L>(offsets + at, offsets + end, [&](Offset* p) { store_codes<E, Offset>(p, best[i].code); });
+              store_until<Offset, L>(offsets + at, offsets + end,
+                                     [&](Offset* p) { store_codes<E, Offset>(p, best[i].code); });
             }
           });
         }

@@ -1,9 +1,9 @@
 // Max-pooling's gradient, and `gather`, the gradient's transpose: both read window offsets and no input.
 //
 // Over channels (NHWC) each input element gathers: it compares the offsets of the windows that cover it with its own
-// place in them, in vectors. Otherwise a scalar scatter does 1 addition per output in place of up to R * S comparisons
-// per input, and is faster even at 3x3 with stride 1.
-#include "pool_grad_loops.h"
+// place in them, in vectors. Otherwise a scalar scatter does one addition per output in place of up to R * S
+// comparisons per input; in rows (NCHW) it is the faster one even at 3x3 with stride 1.
+#include "pool_loops.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
@@ -100,8 +100,8 @@ void narrow_row(const Compute<T>* from, T* to, int64_t count, int64_t step) {
   for (; i < count; ++i) to[i * step] = narrow<T>(from[i]);
 }
 
-// Adds a run of outputs to the sums that their offsets choose. Windows are `left_step` columns and `corner_step` elements
-// apart (no columns, for a run of channels).
+// Adds a run of outputs to the sums that their offsets choose. Windows are `left_step` columns and `corner_step`
+// elements apart (no columns, for a run of channels).
 template <class T, class S, class O>
 inline void scatter_run(const Targets targets, int64_t count, const O* codes, int64_t codes_step, const T* from,
                         int64_t from_step, S* sums, int64_t corner, int64_t corner_step, int64_t left,

@@ -46,8 +46,9 @@ inline void fill(E* p, int64_t count, E value) {
   for (int64_t i = 0; i < count; ++i) p[i] = value;
 }
 
-// Regroups a row of a.in columns by phases; load(w) gives the vector of columns from w on. `identity` stands in padding:
-// on the left it is there already, on the right vectors may have run over it. `linear` holds a.in + kMargin elements.
+// Regroups a row of a.in columns by phases; load(w) gives the vector of columns from w on. `identity` stands in
+// padding: on the left it is there already, on the right vectors may have run over it. `linear` holds a.in + kMargin
+// elements.
 template <class E, class Load>
 inline void spread(const Axis& a, const Phases& phases, E identity, E* linear, E* dst, Load&& load) {
   constexpr int L = kLanes<E>;
