@@ -52,6 +52,9 @@ def parser():
     option("--threads", type=_positive(int), help="threads of both sides (default: torch's)")
     option("--pass", dest="direction", choices=("fwd", "train"), default="fwd", help="train: forward and all gradients")
     option("--algorithms", type=_names, default=["auto"], metavar="NAME,...", help="auto (default), or rows to force")
+    option(
+        "--accuracy", choices=("torch", "fast", "fastest"), default="torch", help="fastconv's class (default torch)"
+    )
     option("--layers", type=_names, metavar="NAME,...", help="only these layers, no whole network")
     option("--runs", type=_positive(int), default=5, help="least number of rounds of a measurement (default 5)")
     option(

@@ -88,7 +88,10 @@ def choices(layer, shape, batch, layout, training, first, algorithm):
     chosen = []
     for direction in directions(layer, training, first):
         more = {} if layer.kind == "conv" else {"training": training}
-        text = _C.problem_text(layer.problem(shape, batch, layout, direction, **more))
+        fields = layer.problem(shape, batch, layout, direction, **more)
+        if layer.kind == "conv":
+            fields["accuracy"] = fastconv.get_accuracy()
+        text = _C.problem_text(fields)
         threads = torch.get_num_threads()
         _C.select(text, threads=threads, algorithm=algorithm)  # raises with the reasons if there is no choice
         row = next(row for row in _C.explain(text, threads=threads, algorithm=algorithm) if row["chosen"])

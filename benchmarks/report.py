@@ -22,7 +22,8 @@ def _header(bench):
     git = facts["git"]
     commit = f", commit {git['commit'][:10]}{' (modified)' if git['modified'] else ''}" if git else ""
     lines = [
-        f"{bench.network.title} on '{bench.image}', batch {arguments.batch}, float32, {does}; random weights "
+        f"{bench.network.title} on '{bench.image}', batch {arguments.batch}, float32, {does}, accuracy class "
+        f"'{arguments.accuracy}'; random weights "
         f"(seed {arguments.seed}); fastconv {facts['fastconv']}{commit} beside torch {facts['torch']}",
         f"{facts['cpu']}, {facts['threads']} of {facts['cores']} cores, {facts['isa']}",
     ]

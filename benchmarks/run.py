@@ -48,6 +48,7 @@ class Bench:
     def run(self):
         if self.arguments.threads:
             torch.set_num_threads(self.arguments.threads)
+        fastconv.set_accuracy(self.arguments.accuracy)
         self.facts = machine.facts(fastconv, fastconv.ops.extension())
         with contextlib.suppress(KeyboardInterrupt), progress() as bar:
             self.interrupted = True
@@ -113,10 +114,11 @@ class Bench:
             row.check = f"refused: {refusal}"
             return
         row.saved_bytes["fastconv"] = self._saved("fastconv", layer, operands, row.asked)
+        names, accuracy = operands.names(), self.arguments.accuracy
         complaints = (
             f"{layout}, {words}"
             for layout in models.LAYOUTS
-            if (words := verify.complaint(operands.names(), ours[layout], row.errors["torch"][layout]))
+            if (words := verify.complaint(names, ours[layout], row.errors["torch"][layout], accuracy))
         )
         wrong = next(complaints, None)
         row.check = f"failed: {wrong}" if wrong else "ok"

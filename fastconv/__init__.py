@@ -9,6 +9,7 @@
 from . import functional, nn, ops
 from ._extension import ExtensionError
 from ._version import __version__
+from .accuracy import get_accuracy, set_accuracy
 from .convert import conversion_report, convert, unconvert
 from .doctor import doctor
 from .explanation import Explanation, explain
@@ -28,7 +29,9 @@ __all__ = [
     "filter_cache_info",
     "freeze",
     "functional",
+    "get_accuracy",
     "nn",
+    "set_accuracy",
     "set_filter_cache_limit",
     "unconvert",
     "unfreeze",

@@ -9,13 +9,12 @@ import inspect
 import torch
 import torch.nn.functional as F
 
-from . import autograd, ops, selection
+from . import accuracy, autograd, ops, selection
 from ._extension import ExtensionError
 
 __all__ = ["conv2d", "conv2d_relu", "max_pool2d", "avg_pool2d"]
 
 _ACTIVATIONS = {None: "none", "relu": "relu"}
-_ACCURACY = "torch"
 
 
 def conv2d(
@@ -59,7 +58,7 @@ def conv2d(
     try:
         output = ops.functional_conv2d(
             input, weight, bias, residual, stride, padding, dilation, groups, activation,
-            selection.resolve(algorithm), _ACCURACY,
+            selection.resolve(algorithm), accuracy.current,
         )  # fmt: skip
         if output is not None:
             return output
@@ -227,7 +226,7 @@ def _conv2d(input, weight, bias, stride, padding, dilation, groups, activation, 
         groups,
         _ACTIVATIONS[activation],
         algorithm,
-        _ACCURACY,
+        accuracy.current,
     )
     return output.squeeze(0) if single else output
 

@@ -43,10 +43,15 @@ def extension():
     global _loaded
     if _loaded is None:
         module = _extension.load()
-        for name in OPERATORS:
-            globals()[name] = getattr(torch.ops.fastconv, name).default
-        for name in SHORT_WAYS:
-            globals()[name] = getattr(module, name)
+        try:
+            found = {name: getattr(torch.ops.fastconv, name).default for name in OPERATORS}
+            found.update({name: getattr(module, name) for name in SHORT_WAYS})
+        except AttributeError as missing:
+            raise _extension.ExtensionError(
+                f"fastconv: the compiled extension does not belong to this Python code ({missing}); "
+                f"rebuild: {_extension.rebuild_command()}"
+            ) from None
+        globals().update(found)
         rows = [row for row in module.algorithms() if row["kind"] == "conv"]
         globals()["convolution_algorithms"] = tuple(dict.fromkeys(row["name"] for row in rows))
         _complete()

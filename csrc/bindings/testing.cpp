@@ -75,7 +75,7 @@ void run(const Row& row, const Problem& problem, int threads, const Operands& op
   row.plan(problem, threads, plan);
   GuardedMemory workspace(plan.workspace_bytes);
   Execution exec = with_own_threads(threads);
-  const auto kept = before_run(plan, exec);
+  [[maybe_unused]] const auto kept = before_run(plan, exec);
   const Status status = row.run(plan, operands, workspace.data(), exec);
   if (!status) throw std::runtime_error(status.reason());
   if (!workspace.intact()) throw std::runtime_error("wrote past its workspace of " +

@@ -174,8 +174,8 @@ struct GatherRun {
         for (int64_t part = 0; part < parts; ++part) {
           const int64_t begin = tile_start(part, parts, cols), end = tile_start(part + 1, parts, cols);
           const int64_t out_col = g.cols.out_start + (col0 + begin) * g.cols.out_step;
-          tile(end - begin, scratch.band + begin, w, walk, sums, false);
           out.y = dst + block * W * g.dst[1] + out_row * g.dst[2] + out_col * g.dst[3];
+          tile(end - begin, scratch.band + begin, w, walk, sums, false);
           if (residual)
             out.residual =
                 residual + block * W * g.residual[1] + out_row * g.residual[2] + out_col * g.residual[3];

@@ -30,45 +30,64 @@ struct Epilogue {
     for (int64_t l = 0; l < kTileWidth<A>; ++l) bias[l] = l < filters ? widen(from[l]) : A(0);
   }
 
-  // In place on acc [rows][kTileWidth].
-  void finish(A* acc, int64_t rows, int64_t filters, const TileOutput<T>& out) const {
-    constexpr int W = kTileWidth<A>;
-    if (has_bias)
-      for (int64_t m = 0; m < rows; ++m)
-        for (int l = 0; l < W; ++l) acc[m * W + l] += bias[l];
-    if (out.residual)
+  // acc is [rows][kTileWidth]; a residual is added to it in place.
+  void write(A* acc, int64_t rows, int64_t filters, const TileOutput<T>& out) const {
+    constexpr int W = kTileWidth<A>, L = kLanes<A>;
+    if (out.residual) {
       for (int64_t m = 0; m < rows; ++m)
         for (int64_t l = 0; l < filters; ++l)
           acc[m * W + l] +=
+              (has_bias ? bias[l] : A(0)) +
               widen(out.residual[m * out.residual_pixel_stride + l * out.residual_filter_stride]);
-    if (relu)
-      for (int64_t i = 0; i < rows * W; ++i) acc[i] = FASTCONV_ISA::relu(acc[i]);
-  }
-
-  void write(A* acc, int64_t rows, int64_t filters, const TileOutput<T>& out) const {
-    constexpr int W = kTileWidth<A>;
-    finish(acc, rows, filters, out);
+    }
     if (out.filter_stride == 1) {
       for (int64_t m = 0; m < rows; ++m) {
         T* y = out.y + m * out.pixel_stride;
-        if (filters == W)
-          for (int l = 0; l < W; ++l) y[l] = narrow<T>(acc[m * W + l]);
-        else
-          for (int64_t l = 0; l < filters; ++l) y[l] = narrow<T>(acc[m * W + l]);
+        for (int v = 0; v < kTileVectors; ++v) store_some(y + v * L, finished(acc, m, v, out), filters - v * L);
       }
     } else if (out.pixel_stride == 1) {
       write_planes(acc, rows, filters, out);
     } else {
-      for (int64_t l = 0; l < filters; ++l)
-        for (int64_t m = 0; m < rows; ++m)
-          out.y[m * out.pixel_stride + l * out.filter_stride] = narrow<T>(acc[m * W + l]);
+      for (int64_t m = 0; m < rows; ++m)
+        for (int v = 0; v < kTileVectors; ++v) {
+          const Vec<A> value = finished(acc, m, v, out);
+          for (int64_t l = 0; l < L && v * L + l < filters; ++l)
+            out.y[m * out.pixel_stride + (v * L + l) * out.filter_stride] = narrow<T>(static_cast<A>(value[l]));
+        }
     }
   }
 
  private:
+  // Vector v of pixel m with bias and activation applied, in registers: one pass over the tile.
+  Vec<A> finished(const A* acc, int64_t m, int v, const TileOutput<T>& out) const {
+    constexpr int L = kLanes<A>;
+    Vec<A> value = load(acc + m * kTileWidth<A> + v * L);
+    if (has_bias && !out.residual) value += load(bias + v * L);  // with a residual it is in acc already
+    if (!relu) return value;
+    if constexpr (std::is_integral_v<A>) {
+      Vec<A> r = value;
+      for (int l = 0; l < L; ++l) r[l] = FASTCONV_ISA::relu(static_cast<A>(value[l]));
+      return r;
+    } else {
+      return value <= A(0) ? Vec<A>{} : value;
+    }
+  }
+
+  static void store_some(T* y, const Vec<A>& value, int64_t count) {
+    constexpr int L = kLanes<A>;
+    if constexpr (std::is_same_v<T, A>) {
+      if (count >= L) return store(y, value);
+    }
+    if (count >= L) {
+      for (int l = 0; l < L; ++l) y[l] = narrow<T>(static_cast<A>(value[l]));
+    } else {
+      for (int64_t l = 0; l < count; ++l) y[l] = narrow<T>(static_cast<A>(value[l]));
+    }
+  }
+
   // Pixels are contiguous: turn the tile so that each filter's pixels are stored together. Register transposes write
   // whole vectors into a scratch row; at 14 x 32 that halves the cost of this step against a scalar loop.
-  static void write_planes(const A* acc, int64_t rows, int64_t filters, const TileOutput<T>& out) {
+  void write_planes(const A* acc, int64_t rows, int64_t filters, const TileOutput<T>& out) const {
     constexpr int W = kTileWidth<A>, L = kLanes<A>;
     constexpr int R = (kTileHeight + L - 1) / L * L;
     A turned[W][R];
@@ -76,7 +95,7 @@ struct Epilogue {
       for (int v = 0; v < kTileVectors; ++v) {
         Vec<A> block[L];
 #pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) block[i] = m + i < rows ? load(acc + (m + i) * W + v * L) : Vec<A>{};
+        for (int i = 0; i < L; ++i) block[i] = m + i < rows ? finished(acc, m + i, v, out) : Vec<A>{};
         transpose_registers<A>(block);
 #pragma GCC unroll 16
         for (int i = 0; i < L; ++i) store(&turned[v * L + i][m], block[i]);
