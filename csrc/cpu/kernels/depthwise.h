@@ -138,6 +138,19 @@ inline void with_float(DType dtype, F&& f) {
   }
 }
 
+// Keeps a loaded value in a register. GCC would rather read it again as the memory operand of every multiply-add that
+// uses it, and loads are what bounds these kernels.
+template <class V>
+inline void pin(V& value) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(value));
+#elif defined(__x86_64__)
+  asm("" : "+x"(value));
+#else
+  (void)value;
+#endif
+}
+
 // A compile-time number, to unroll by.
 template <int N>
 struct Number {
@@ -151,6 +164,17 @@ inline void in_pieces(int64_t j0, int64_t j1, F&& f) {
   for (; j + N <= j1; j += N) f(Number<N>{}, j);
   if constexpr (N > 1) {
     if (j < j1) in_pieces<N / 2>(j, j1, f);
+  }
+}
+
+// The same for work that may be done twice: a rest of more than half a piece is a whole one that ends where it ends.
+template <int N, class F>
+inline void in_overlapping_pieces(int64_t j0, int64_t j, int64_t j1, F&& f) {
+  for (; j + N <= j1; j += N) f(Number<N>{}, j);
+  if (j == j1) return;
+  if constexpr (N > 1) {
+    if (2 * (j1 - j) > N && j1 - j0 >= N) return f(Number<N>{}, j1 - N);
+    in_overlapping_pieces<N / 2>(j0, j, j1, f);
   }
 }
 

@@ -1,11 +1,12 @@
 // Depthwise convolution with lanes along channels, forward and grad_input: the natural order of NHWC, and through
 // packing the path for every other layout, dtype and multiplier.
 //
-// Path `channels`: a tile of 6 pixels x 2 vectors of channels sums over the window's taps in registers, reading x where
-// it lies; a row's edges are pixels of their own with fewer taps. Arithmetic intensity: r s multiply-adds per value
-// read and written (9 per 8 bytes at 3x3 fp32), so a large map is bound by memory and a small one by its r s loads of x
-// per output from the first-level cache. Path `packed` copies a band of rows to [row][pixel][32 channels] before and
-// turns the sums afterwards, which costs about as much as the sums themselves.
+// Path `channels`: a tile of 8 pixels x 1 vector of channels sums over the window's taps in registers, reading x where
+// it lies, without what the padding would read. Arithmetic intensity: r s multiply-adds per value read and written (9
+// per 8 bytes at 3x3 fp32), so a large map is bound by memory. A small one would be bound by loads from the first-level
+// cache, one per multiply-add; rows of 3, 5 or 7 neighbouring taps load each pixel once for all 8 outputs, 10 loads in
+// place of 24 for 3 taps, which leaves the multiply-add unit as the limit. Path `packed` copies a band of rows to
+// [row][pixel][32 channels] before and turns the sums afterwards, which costs about as much as the sums themselves.
 #include "depthwise.h"
 #include "epilogue.h"
 
@@ -31,7 +32,7 @@ void pack_filter(const ConvProblem& p, const T* weight, Compute<T>* packed) {
       }
 }
 
-constexpr int kPixels = 6;
+constexpr int kPixels = 8;
 
 template <class T>
 struct Channels {
@@ -48,6 +49,7 @@ struct Channels {
   const bool forward = p.pass == Pass::forward, relu = forward && p.activation == Activation::relu;
   const int64_t sources = forward ? 1 : p.group_k(), lanes = forward ? p.k : p.c;
   const int64_t filter_pitch = div_up(lanes, W) * W, taps = p.r * p.s;
+  const bool neighbours = cols.count > 1 && cols.d[cols.count - 1] - cols.d[0] == cols.count - 1;
 
   // The source rows of one output row, and the filter's row for each.
   struct RowList {
@@ -59,30 +61,84 @@ struct Channels {
     return {0, own.take<const A*>(b.taps * sources), own.take<const A*>(b.taps * sources)};
   }
 
-  // sum[pixel][vector] over rows and the column taps [t0, t1); x_pixel: elements from pixel to pixel of the source.
-  template <int PX, int V>
+  // acc[pixel] of one vector of channels, over the listed rows and the column taps [t0, t1). x_pixel: elements from
+  // pixel to pixel of the source.
+  template <int PX>
   void sum(const RowList& list, int64_t t0, int64_t t1, int64_t j, int64_t x_pixel, int64_t x_channel,
-           int64_t w_channel, Vec<A> (&acc)[PX][V]) const {
+           int64_t w_channel, Vec<A> (&acc)[PX]) const {
 #pragma GCC unroll 8
-    for (int m = 0; m < PX; ++m)
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) acc[m][v] = Vec<A>{};
+    for (int m = 0; m < PX; ++m) acc[m] = Vec<A>{};
     const int64_t step = g.cols.step * x_pixel;
     for (int64_t a = 0; a < list.count; ++a) {
       const A* row = list.x[a] + j * step + x_channel;
       const A* row_w = list.w[a] + w_channel;
       for (int64_t t = t0; t < t1; ++t) {
         const A* x = row + cols.d[t] * x_pixel;
-        const A* w = row_w + cols.index[t] * filter_pitch;
-        Vec<A> wv[V];
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) wv[v] = load(w + v * L);
+        const Vec<A> w = load(row_w + cols.index[t] * filter_pitch);
 #pragma GCC unroll 8
-        for (int m = 0; m < PX; ++m)
-#pragma GCC unroll 2
-          for (int v = 0; v < V; ++v) acc[m][v] += load(x + m * step + v * L) * wv[v];
+        for (int m = 0; m < PX; ++m) acc[m] += load(x + m * step) * w;
       }
     }
+  }
+
+  // The same for a row of S neighbouring taps: each pixel of the source is loaded once for all outputs that read it.
+  // Edge: some of them lie outside and are left out.
+  template <int PX, int S, int Step, bool Edge>
+  void sum_shared(const RowList& list, int64_t j, int64_t x_pixel, int64_t x_channel, int64_t w_channel,
+                  Vec<A> (&acc)[PX]) const {
+#pragma GCC unroll 8
+    for (int m = 0; m < PX; ++m) acc[m] = Vec<A>{};
+    const int64_t first = j * Step + cols.d[0], width = g.cols.src;
+    const int64_t w_offset = cols.index[0] * filter_pitch + w_channel;
+    const int64_t w_step = (cols.index[1] - cols.index[0]) * filter_pitch;
+    for (int64_t a = 0; a < list.count; ++a) {
+      const A* x = list.x[a] + first * x_pixel + x_channel;
+      Vec<A> w[S];
+#pragma GCC unroll 8
+      for (int s = 0; s < S; ++s) {
+        w[s] = load(list.w[a] + w_offset + s * w_step);
+        pin(w[s]);
+      }
+#pragma GCC unroll 24
+      for (int i = 0; i < (PX - 1) * Step + S; ++i) {
+        if (Edge && static_cast<uint64_t>(first + i) >= static_cast<uint64_t>(width)) continue;
+        Vec<A> value = load(x + i * x_pixel);
+        pin(value);
+#pragma GCC unroll 8
+        for (int m = 0; m < PX; ++m)
+          if (i - m * Step >= 0 && i - m * Step < S) acc[m] += value * w[i - m * Step];
+      }
+    }
+  }
+
+  // Calls f(Number<pixels>, j, sum of a vector) for the tiles of an output row.
+  template <class F>
+  void for_each_tile(const RowList& list, int64_t x_pixel, F&& f) const {
+    if (neighbours && g.cols.step == 1 && cols.count == 3) return shared_tiles<3, 1>(list, x_pixel, f);
+    if (neighbours && g.cols.step == 1 && cols.count == 5) return shared_tiles<5, 1>(list, x_pixel, f);
+    if (neighbours && g.cols.step == 1 && cols.count == 7) return shared_tiles<7, 1>(list, x_pixel, f);
+    if (neighbours && g.cols.step == 2 && cols.count == 3) return shared_tiles<3, 2>(list, x_pixel, f);
+    for_each_segment(cols, g.cols, interior, [&](int64_t j0, int64_t j1, int64_t t0, int64_t t1) {
+      in_pieces<kPixels>(j0, j1, [&](auto pixels, int64_t j) {
+        f(pixels, j, [&, j, t0, t1](int64_t x_channel, int64_t w_channel, auto& acc) {
+          sum<decltype(pixels)::value>(list, t0, t1, j, x_pixel, x_channel, w_channel, acc);
+        });
+      });
+    });
+  }
+  template <int S, int Step, class F>
+  void shared_tiles(const RowList& list, int64_t x_pixel, F&& f) const {
+    in_overlapping_pieces<kPixels>(0, 0, g.cols.out, [&](auto pixels, int64_t j) {
+      constexpr int PX = decltype(pixels)::value;
+      if (j >= interior.begin && j + PX <= interior.end)
+        f(pixels, j, [&, j](int64_t x_channel, int64_t w_channel, auto& acc) {
+          sum_shared<PX, S, Step, false>(list, j, x_pixel, x_channel, w_channel, acc);
+        });
+      else
+        f(pixels, j, [&, j](int64_t x_channel, int64_t w_channel, auto& acc) {
+          sum_shared<PX, S, Step, true>(list, j, x_pixel, x_channel, w_channel, acc);
+        });
+    });
   }
 
   // Path `channels`: all lanes of one output row. T is A here, both tensors' channels are neighbours.
@@ -102,36 +158,32 @@ struct Channels {
       list.x[list.count] = x + row * ss[2];
       list.w[list.count++] = filter + rows.index[a] * p.s * filter_pitch;
     }
-    const auto tile = [&](auto pixels, auto vectors, int64_t j, int64_t t0, int64_t t1, int64_t channel) {
-      constexpr int PX = decltype(pixels)::value, V = decltype(vectors)::value;
-      Vec<A> acc[PX][V];
-      sum<PX, V>(list, t0, t1, j, ss[3], channel, channel, acc);
-      if (bias)
-        for (int v = 0; v < V; ++v) {
-          const Vec<A> value = load(bias + channel + v * L);
+    // What the next tile reads first and writes comes from afar: ask for it a tile ahead.
+    const A* ahead = x + smaller(i * g.rows.step + (rows.count ? rows.d[rows.count - 1] : 0), g.rows.src - 1) * ss[2];
+    const int64_t x_ahead = kPixels * g.cols.step;
+    for_each_tile(list, ss[3], [&](auto pixels, int64_t j, auto&& sum_of) {
+      constexpr int PX = decltype(pixels)::value;
+      const auto vector = [&](int64_t channel) {
+        Vec<A> acc[PX];
 #pragma GCC unroll 8
-          for (int m = 0; m < PX; ++m) acc[m][v] += value;
+        for (int m = 0; m < PX; ++m) {
+          __builtin_prefetch(ahead + (j * g.cols.step + x_ahead + m * g.cols.step) * ss[3] + channel);
+          __builtin_prefetch(y + (j + kPixels + m) * y_pixel + channel, 1);
         }
-      if (residual)
+        sum_of(channel, channel, acc);
+        const Vec<A> add = bias ? load(bias + channel) : Vec<A>{};
 #pragma GCC unroll 8
-        for (int m = 0; m < PX; ++m)
-          for (int v = 0; v < V; ++v) acc[m][v] += load(residual + (j + m) * rs[3] + channel + v * L);
-      if (relu)
-#pragma GCC unroll 8
-        for (int m = 0; m < PX; ++m)
-          for (int v = 0; v < V; ++v) acc[m][v] = acc[m][v] <= Vec<A>{} ? Vec<A>{} : acc[m][v];
-#pragma GCC unroll 8
-      for (int m = 0; m < PX; ++m)
-        for (int v = 0; v < V; ++v) store(y + (j + m) * y_pixel + channel + v * L, acc[m][v]);
-    };
-    for_each_segment(cols, g.cols, interior, [&](int64_t j0, int64_t j1, int64_t t0, int64_t t1) {
-      in_pieces<kPixels>(j0, j1, [&](auto pixels, int64_t j) {
-        int64_t channel = 0;
-        for (; channel + W <= lanes; channel += W) tile(pixels, Number<2>{}, j, t0, t1, channel);
-        for (; channel + L <= lanes; channel += L) tile(pixels, Number<1>{}, j, t0, t1, channel);
-        // The rest with lanes that were just written: the same values again, and no partial vector.
-        if (channel < lanes) tile(pixels, Number<1>{}, j, t0, t1, lanes - L);
-      });
+        for (int m = 0; m < PX; ++m) {
+          acc[m] += add;
+          if (residual) acc[m] += load(residual + (j + m) * rs[3] + channel);
+          if (relu) acc[m] = acc[m] <= Vec<A>{} ? Vec<A>{} : acc[m];
+          store(y + (j + m) * y_pixel + channel, acc[m]);
+        }
+      };
+      int64_t channel = 0;
+      for (; channel + L <= lanes; channel += L) vector(channel);
+      // The rest with lanes that were just written: the same values again, and no partial vector.
+      if (channel < lanes) vector(lanes - L);
     });
   }
 
@@ -166,15 +218,14 @@ struct Channels {
           list.w[list.count++] = filter + (u * taps + rows.index[a] * p.s) * filter_pitch;
         }
       A* row_sums = sums + (i - row0) * g.cols.out * W;
-      for_each_segment(cols, g.cols, interior, [&](int64_t j0, int64_t j1, int64_t t0, int64_t t1) {
-        in_pieces<kPixels>(j0, j1, [&](auto pixels, int64_t j) {
-          constexpr int PX = decltype(pixels)::value;
-          Vec<A> acc[PX][2];
-          sum<PX, 2>(list, t0, t1, j, W, 0, lane0, acc);
+      for_each_tile(list, W, [&](auto pixels, int64_t j, auto&& sum_of) {
+        constexpr int PX = decltype(pixels)::value;
+        for (int v = 0; v < kTileVectors; ++v) {
+          Vec<A> acc[PX];
+          sum_of(v * L, lane0 + v * L, acc);
 #pragma GCC unroll 8
-          for (int m = 0; m < PX; ++m)
-            for (int v = 0; v < 2; ++v) store(row_sums + (j + m) * W + v * L, acc[m][v]);
-        });
+          for (int m = 0; m < PX; ++m) store(row_sums + (j + m) * W + v * L, acc[m]);
+        }
       });
     }
     write(sums, n, lane0, row0, row1);
@@ -187,7 +238,8 @@ struct Channels {
     epilogue.relu = relu;
     if (forward && p.bias) epilogue.load_bias(static_cast<const T*>(operands.bias) + lane0, used);
     T* y = static_cast<T*>(forward ? operands.y : operands.x) + n * ds[0] + lane0 * ds[1];
-    const T* residual = forward && p.residual ? static_cast<const T*>(operands.aux) + n * rs[0] + lane0 * rs[1] : nullptr;
+    const T* residual =
+        forward && p.residual ? static_cast<const T*>(operands.aux) + n * rs[0] + lane0 * rs[1] : nullptr;
     TileOutput<T> out{nullptr, g.cols.out_step * ds[3], ds[1], nullptr, rs[3], rs[1]};
     // Pieces of a tile's height, across rows if those follow each other.
     const bool follow = width > 1 && g.rows.out_step == 1 && g.cols.out_step == 1 && ds[2] == width * ds[3] &&

@@ -6,63 +6,62 @@
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
 
-// A row of a strided tensor. A whole vector may be read past the row's end as long as it ends before `last`, the
-// tensor's last element: those values are overwritten or never used.
+// The rows of one channel of a strided tensor. A whole vector may be read past a row's end as long as it ends before
+// `last`, the tensor's last element: what it read too much is dropped.
 template <class T>
-struct PlaneRow {
+struct PlaneRows {
   using A = Compute<T>;
   static constexpr int L = kLanes<A>;
   const T* p;
-  int64_t stride;
+  int64_t row_stride, stride;
   const T* last;
   const T* mask = nullptr;
-  int64_t mask_stride = 0;
+  int64_t mask_row_stride = 0, mask_stride = 0;
   const T* mask_last = nullptr;
 
-  A at(int64_t i) const {
-    return Reader<T>{p, stride, 0, mask, mask_stride, 0}.at(i, 0);
-  }
-  Vec<A> lanes_at(int64_t i) const {
-    return Reader<T>{p, 1, 0, mask, 1, 0}.lanes_at(i, 0);
-  }
-
   bool contiguous() const { return stride == 1 && (!mask || mask_stride == 1); }
-
-  // `count` neighbouring values to aligned vectors at dst, zeros after them in the last one.
-  void copy(int64_t first, int64_t count, A* dst) const {
-    for (int64_t i = 0; i < count; i += L) store(dst + i, up_to(first + i, count - i));
+  A at(int64_t row, int64_t i) const {
+    return Reader<T>{p, row_stride, stride, mask, mask_row_stride, mask_stride}.at(row, i);
   }
-  // The same for every second one, two rows of them at once; `even` has the first.
-  void copy_pairs(int64_t first, int64_t count, A* even, A* odd) const {
-    for (int64_t i = 0; 2 * i < count; i += L) {
-      const int64_t left = count - 2 * i;
-      const Vec<A> low = up_to(first + 2 * i, left), high = left > L ? up_to(first + 2 * i + L, left - L) : Vec<A>{};
-      store(even + i, every_other<0>(low, high, std::make_index_sequence<L>{}));
-      store(odd + i, every_other<1>(low, high, std::make_index_sequence<L>{}));
-    }
+  Vec<A> lanes_at(int64_t row, int64_t i) const {
+    return Reader<T>{p, row_stride, 1, mask, mask_row_stride, 1}.lanes_at(row, i);
+  }
+  // A vector of `count` values, zeros after them.
+  Vec<A> some_lanes_at(int64_t row, int64_t i, int64_t count) const {
+    const int64_t end = row * row_stride + i + L - 1, mask_end = row * mask_row_stride + i + L - 1;
+    if (contiguous() && p + end <= last && (!mask || mask + mask_end <= mask_last))
+      return first_lanes(lanes_at(row, i), count);
+    const T* from_mask = mask ? mask + row * mask_row_stride + i * mask_stride : nullptr;
+    return one_by_one({p + row * row_stride + i * stride, stride, 0, from_mask, mask_stride, 0}, count);
+  }
+  // At most `count` of them.
+  Vec<A> up_to(int64_t row, int64_t i, int64_t count) const {
+    return count >= L && contiguous() ? lanes_at(row, i) : some_lanes_at(row, i, smaller(L, count));
   }
 
  private:
-  // A vector of at most `count` values and zeros. `count` is at least 1.
-  Vec<A> up_to(int64_t i, int64_t count) const {
-    if (count >= L && contiguous()) return lanes_at(i);
-    if (contiguous() && p + i + L - 1 <= last && (!mask || mask + i + L - 1 <= mask_last))
-      return first_lanes(lanes_at(i), count);
+  // Not inline: GCC would keep the addresses of all L values ready in the loops around it.
+  __attribute__((noinline)) static Vec<A> one_by_one(Reader<T> from, int64_t count) {
     alignas(kVectorBytes) A values[L] = {};
-    for (int64_t l = 0; l < smaller(L, count); ++l) values[l] = at(i + l);
+    for (int64_t l = 0; l < count; ++l) values[l] = from.at(l, 0);
     return load(values);
   }
   static Vec<A> first_lanes(Vec<A> v, int64_t count) {
     using Index = decltype(Vec<A>{} == Vec<A>{});
-    Index lane;
-    for (int l = 0; l < L; ++l) lane[l] = l;
-    return lane < static_cast<decltype(lane[0] + 0)>(count) ? v : Vec<A>{};
+    using Lane = decltype(Index{}[0] + 0);
+    return lane_numbers<Index>(std::make_index_sequence<L>{}) < static_cast<Lane>(count) ? v : Vec<A>{};
   }
-  template <int First, size_t... J>
-  static Vec<A> every_other(Vec<A> a, Vec<A> b, std::index_sequence<J...>) {
-    return __builtin_shufflevector(a, b, (2 * J + First)...);
+  template <class Index, size_t... J>
+  static Index lane_numbers(std::index_sequence<J...>) {
+    return Index{J...};
   }
 };
+
+// Every second one of 2 L values.
+template <int First, class V, size_t... J>
+inline V every_other(V a, V b, std::index_sequence<J...>) {
+  return __builtin_shufflevector(a, b, (2 * J + First)...);
+}
 
 // The last element of a tensor.
 template <class T>
@@ -76,7 +75,7 @@ template <class A>
 inline void zero_vectors(A* from, const A* to) {
   for (; from < to; from += kLanes<A>) {
     store(from, Vec<A>{});
-    asm volatile("" ::: );  // or GCC makes a call of memset of it, which costs more than the one or two vectors here
+    asm volatile("");  // or GCC makes it a call of memset, which costs more than the few vectors of a row
   }
 }
 
@@ -101,39 +100,49 @@ struct PlaneColumns {
     const int64_t d = column - lowest;
     return d % axis.step * shape.width + lead + d / axis.step;
   }
-
-  template <class T>
-  void fill(const PlaneRow<T>& row, Compute<T>* to) const {
-    using A = Compute<T>;
-    constexpr int L = kLanes<A>;
-    const A* row_end = to + shape.pitch;
-    const int64_t count = end - begin;
-    if (axis.step == 1) {
-      zero_vectors(to, to + first);
-      if (count > 0) row.copy(begin, count, to + first);
-      zero_vectors(to + first + ((count + L - 1) & -L), row_end);
-      return;
-    }
-    zero_vectors(to, row_end);
-    if (count <= 0) return;
-    if (axis.step == 2 && shape.pitch == 2 * shape.width) {
-      row.copy_pairs(begin, count, to + first, to + second);
-    } else {
-      for (int64_t column = begin; column < end; ++column)
-        if ((column - lowest) % axis.step * shape.width < shape.pitch) to[place(column)] = row.at(column);
-    }
-  }
 };
 
-// Copies the rows [low, low + count) of one channel, zeros for those outside.
-template <class T, class RowOf>
-inline void fill_plane(const GatherAxis& rows, const PlaneColumns& columns, int64_t low, int64_t count, Compute<T>* to,
-                       RowOf&& row_of) {
-  for (int64_t i = 0; i < count; ++i, to += columns.shape.pitch) {
-    if (low + i >= 0 && low + i < rows.src)
-      columns.fill<T>(row_of(low + i), to);
-    else
-      zero_vectors(to, to + columns.shape.pitch);
+// Copies the rows [low, low + count) of one channel, zeros for those outside. Only where the tensor's columns belong is
+// written: the rest of `to` is zero from the start and stays so. Arguments by value: a store may alias whatever GCC
+// cannot prove its own.
+template <class T>
+inline void fill_plane(const int64_t height, const PlaneColumns columns, int64_t low, int64_t count, Compute<T>* to,
+                       const PlaneRows<T> rows) {
+  using A = Compute<T>;
+  constexpr int L = kLanes<A>;
+  const int64_t step = columns.axis.step, pitch = columns.shape.pitch, width = columns.shape.width;
+  const int64_t begin = columns.begin, columns_read = columns.end - columns.begin, first = columns.first;
+  const int64_t whole = columns_read / L * L, rest = columns_read - whole, last = low + count;
+  const bool contiguous = rows.contiguous();
+  for (; low < last; ++low, to += pitch) {
+    if (low < 0 || low >= height || columns_read <= 0) {
+      zero_vectors(to, to + pitch);
+    } else if (step == 1) {
+      A* dst = to + first;
+      if (contiguous)
+        for (int64_t i = 0; i < whole; i += L) store(dst + i, rows.lanes_at(low, begin + i));
+      else
+        for (int64_t i = 0; i < whole; ++i) dst[i] = rows.at(low, begin + i);
+      dst += whole;
+      if (rest) store(dst, rows.some_lanes_at(low, begin + whole, rest));
+    } else if (step == 2 && pitch == 2 * width) {
+      A *even = to + first, *odd = to + columns.second;
+      int64_t i = 0;
+      const auto turn = [&](Vec<A> a, Vec<A> b) {
+        store(even + i / 2, every_other<0>(a, b, std::make_index_sequence<L>{}));
+        store(odd + i / 2, every_other<1>(a, b, std::make_index_sequence<L>{}));
+      };
+      if (contiguous)
+        for (; i + 2 * L <= columns_read; i += 2 * L)
+          turn(rows.lanes_at(low, begin + i), rows.lanes_at(low, begin + i + L));
+      for (; i < columns_read; i += 2 * L) {
+        const int64_t left = columns_read - i;
+        turn(rows.up_to(low, begin + i, left), left > L ? rows.up_to(low, begin + i + L, left - L) : Vec<A>{});
+      }
+    } else {
+      for (int64_t column = begin; column < columns.end; ++column)
+        if ((column - columns.lowest) % step * width < pitch) to[columns.place(column)] = rows.at(low, column);
+    }
   }
 }
 

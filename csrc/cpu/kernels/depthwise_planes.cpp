@@ -1,11 +1,11 @@
 // Depthwise convolution with lanes along a row of one channel, forward and grad_input: NCHW.
 //
 // Per task (some rows of one channel): copy the rows that they read to a buffer with zeros for the padding, every
-// second (third, ...) column apart where the stride is 2 (3, ...), so that every tap is a shifted vector; then sum tiles
-// of 8 rows x 1 vector over the taps, whose weights are broadcast. Arithmetic intensity: 9 multiply-adds per 8 bytes
-// of memory at 3x3 fp32, so a large map is bound by memory. A smaller one is bound by loads: a shifted vector crosses
-// cache lines and costs a cycle, so for windows of 3 or 5 neighbouring rows each is loaded once for all rows of the
-// tile that it belongs to, 30 loads instead of 72 for 8 x 9 products at 3x3.
+// second (third, ...) column apart where the stride is 2 (3, ...), so that every tap is a shifted vector; then sum
+// tiles of 8 rows x 1 vector over the taps, whose weights are broadcast. Arithmetic intensity: 9 multiply-adds per 8
+// bytes of memory at 3x3 fp32, so a large map is bound by memory. A smaller one is bound by loads: a shifted vector
+// crosses cache lines and costs a cycle, so for windows of 3, 5 or 7 neighbouring rows each is loaded once for all rows
+// of the tile that it belongs to, 30 loads instead of 72 for 8 x 9 products at 3x3.
 #include "depthwise_plane.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
@@ -42,22 +42,26 @@ struct Planes {
     }
   }
 
-  // Neighbouring row taps share what they load: acc[m] is output row m, R rows of the window.
-  template <int M, int R>
+  // Neighbouring row taps share what they load: acc[m] is output row m, R the rows of the window, Step the stride.
+  template <int M, int R, int Step>
   void sum_shared(const A* band, const A* weight, Vec<A> (&acc)[M]) const {
     for (int64_t u = 0; u < sources; ++u)
       for (int64_t s = 0; s < cols.count; ++s) {
         const int64_t first = u * R * cols.count + s;
         const A* x = band + offset[first];
         Vec<A> w[R];
-#pragma GCC unroll 5
-        for (int r = 0; r < R; ++r) w[r] = Vec<A>{} + weight[first + r * cols.count];
-#pragma GCC unroll 16
-        for (int row = 0; row < M + R - 1; ++row) {
-          const Vec<A> value = load(x + row * shape.pitch);
-#pragma GCC unroll 5
+#pragma GCC unroll 7
+        for (int r = 0; r < R; ++r) {
+          w[r] = Vec<A>{} + weight[first + r * cols.count];
+          pin(w[r]);
+        }
+#pragma GCC unroll 24
+        for (int row = 0; row < (M - 1) * Step + R; ++row) {
+          Vec<A> value = load(x + row * shape.pitch);
+          pin(value);
+#pragma GCC unroll 7
           for (int r = 0; r < R; ++r)
-            if (row - r >= 0 && row - r < M) acc[row - r] += value * w[r];
+            if (row >= r && (row - r) % Step == 0 && (row - r) / Step < M) acc[(row - r) / Step] += value * w[r];
         }
       }
   }
@@ -66,10 +70,14 @@ struct Planes {
   void sum(const A* band, const A* weight, Vec<A> (&acc)[M]) const {
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) acc[m] = Vec<A>{};
-    const bool neighbours = g.rows.step == 1 && rows.count > 0 && rows.d[rows.count - 1] - rows.d[0] == rows.count - 1;
-    if (neighbours && rows.count == 3) return sum_shared<M, 3>(band, weight, acc);
-    if (neighbours && rows.count == 5) return sum_shared<M, 5>(band, weight, acc);
-    const int64_t count = sources * rows.count * cols.count, row = g.rows.step * shape.pitch;
+    const bool neighbours = rows.d[rows.count - 1] - rows.d[0] == rows.count - 1;
+    const int64_t step = g.rows.step;
+    if (neighbours && step == 1 && rows.count == 3) return sum_shared<M, 3, 1>(band, weight, acc);
+    if (neighbours && step == 1 && rows.count == 5) return sum_shared<M, 5, 1>(band, weight, acc);
+    if (neighbours && step == 1 && rows.count == 7) return sum_shared<M, 7, 1>(band, weight, acc);
+    if (neighbours && step == 2 && rows.count == 3) return sum_shared<M, 3, 2>(band, weight, acc);
+    if (neighbours && step == 2 && rows.count == 5) return sum_shared<M, 5, 2>(band, weight, acc);
+    const int64_t count = sources * rows.count * cols.count, row = step * shape.pitch;
     for (int64_t t = 0; t < count; ++t) {
       const A* x = band + offset[t];
       const A w = weight[t];
@@ -110,26 +118,25 @@ struct Planes {
     }
   }
 
-  // Output rows [row0, row1) of one channel (in the forward pass of all its filters).
-  void band(Arena own, int64_t n, int64_t channel, int64_t row0, int64_t row1) const {
-    A* buffer = own.take<A>(b.source_values);
-    A* weight = own.take<A>(b.taps);
+  int64_t staging_pitch() const { return div_up(g.cols.out, L) * L; }
+
+  // Output rows [row0, row1) of one channel (in the forward pass of all its filters). If there is a `staging`, they go
+  // there, staging_pitch() apart, in place of the output.
+  void band(A* buffer, A* weight, int64_t n, int64_t channel, int64_t row0, int64_t row1, T* staging) const {
     const bool any = rows.count > 0 && cols.count > 0;
     if (any) {
       const int64_t low = row0 * g.rows.step + rows.d[0];
       const int64_t high = (row1 - 1) * g.rows.step + rows.d[rows.count - 1];
       for (int64_t u = 0; u < sources; ++u) {
         const int64_t from = channel * sources + u;
-        A* to = buffer + u * shape.rows * shape.pitch;
-        fill_plane<T>(g.rows, columns, low, high + 1 - low, to, [&](int64_t row) {
-          PlaneRow<T> r{src + n * g.src[0] + from * g.src[1] + row * g.src[2], g.src[3], src_last};
-          if (mask) {
-            r.mask = mask + n * g.mask[0] + from * g.mask[1] + row * g.mask[2];
-            r.mask_stride = g.mask[3];
-            r.mask_last = mask_last;
-          }
-          return r;
-        });
+        PlaneRows<T> source{src + n * g.src[0] + from * g.src[1], g.src[2], g.src[3], src_last};
+        if (mask) {
+          source.mask = mask + n * g.mask[0] + from * g.mask[1];
+          source.mask_row_stride = g.mask[2];
+          source.mask_stride = g.mask[3];
+          source.mask_last = mask_last;
+        }
+        fill_plane<T>(g.rows.src, columns, low, high + 1 - low, buffer + u * shape.rows * shape.pitch, source);
       }
     }
     for (int64_t f = 0; f < (forward ? multiplier : 1); ++f) {
@@ -140,12 +147,12 @@ struct Planes {
         for (int64_t r = 0; r < rows.count; ++r)
           for (int64_t s = 0; s < cols.count; ++s) *to++ = widen(from[rows.index[r] * ws[2] + cols.index[s] * ws[3]]);
       }
-      rows_of_filter(buffer, weight, any, n, forward ? channel * multiplier + f : channel, row0, row1);
+      rows_of_filter(buffer, weight, any, n, forward ? channel * multiplier + f : channel, row0, row1, staging);
     }
   }
 
   void rows_of_filter(const A* buffer, const A* weight, bool any, int64_t n, int64_t to, int64_t row0,
-                      int64_t row1) const {
+                      int64_t row1, T* staging) const {
     const Strides4 &ds = g.dst, &rs = g.residual;
     Output out{static_cast<T*>(forward ? operands.y : operands.x) + n * ds[0] + to * ds[1] + g.rows.out_start * ds[2] +
                    g.cols.out_start * ds[3],
@@ -159,8 +166,14 @@ struct Planes {
     if (forward && p.residual) out.residual = static_cast<const T*>(operands.aux) + n * rs[0] + to * rs[1];
     if (forward && p.bias) out.bias = widen(static_cast<const T*>(operands.bias)[to]);
     const int64_t width = g.cols.out;
-    if (out.row == width && (!out.residual || out.residual_row == width)) out.end = row1 * width;
-    in_pieces<kRows>(row0, row1, [&](auto pieces, int64_t i) {
+    if (out.row == width && out.col == 1 && (!out.residual || out.residual_row == width)) out.end = row1 * width;
+    if (staging) {
+      out.row = staging_pitch();
+      out.col = 1;
+      out.y = staging - row0 * out.row;
+      out.end = row1 * out.row;
+    }
+    in_overlapping_pieces<kRows>(row0, row0, row1, [&](auto pieces, int64_t i) {
       constexpr int M = decltype(pieces)::value;
       for (int64_t j = 0; j < width; j += L) {
         // The last vector of a row that has more than one overlaps its neighbour: the same values written again.
@@ -170,7 +183,20 @@ struct Planes {
           sum<M>(buffer + (i - row0) * g.rows.step * shape.pitch + at, weight, acc);
         else
           for (int m = 0; m < M; ++m) acc[m] = Vec<A>{};
+        const bool plain = std::is_same_v<T, A> && out.col == 1 && !out.residual &&
+                           (at + L <= width || (i + M - 1) * out.row + at + L <= out.end);
+        if constexpr (std::is_same_v<T, A>) {
+          if (plain) {
+            T* y = out.y + i * out.row + at;
 #pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) {
+              acc[m] += out.bias;
+              if (relu) acc[m] = acc[m] <= Vec<A>{} ? Vec<A>{} : acc[m];
+              store(y + m * out.row, acc[m]);
+            }
+            continue;
+          }
+        }
         for (int m = 0; m < M; ++m) write(acc[m], out, i + m, at, smaller(L, width - at));
       }
     });
@@ -178,24 +204,81 @@ struct Planes {
 };
 
 template <class T>
+Planes<T> prepare(const ConvPlan& plan, const ConvOperands& operands, int64_t phase, Arena& arena) {
+  const DepthwiseBlocks b = depthwise_blocks(plan);
+  const Gather g = depthwise_gather(plan.problem, phase);
+  const Taps rows(g.rows, arena), cols(g.cols, arena);
+  const Planes<T> planes{plan.problem, b, operands, g, rows, cols, arena.take<int64_t>(b.taps)};
+  planes.list_offsets();
+  return planes;
+}
+
+// to[2 j] = even[j], to[2 j + 1] = odd[j]
+template <class T>
+void merge(const T* __restrict even, const T* __restrict odd, int64_t evens, int64_t odds, T* __restrict to,
+           int64_t stride) {
+  if (stride == 1)
+    for (int64_t j = 0; j < odds; ++j) {
+      to[2 * j] = even[j];
+      to[2 * j + 1] = odd[j];
+    }
+  else
+    for (int64_t j = 0; j < odds; ++j) {
+      to[2 * j * stride] = even[j];
+      to[(2 * j + 1) * stride] = odd[j];
+    }
+  if (evens > odds) to[2 * odds * stride] = even[odds];
+}
+
+// One phase, or the even columns and, with `odd`, those of the next phase.
+template <class T>
+void run_phase(const ConvPlan& plan, const ConvOperands& operands, const Planes<T>& planes, const Planes<T>* odd,
+               const Arena& arena, const Threads& threads) {
+  using A = Compute<T>;
+  const ConvProblem& p = plan.problem;
+  const Gather& g = planes.g;
+  const DepthwiseBlocks& b = planes.b;
+  if (g.rows.out <= 0 || g.cols.out <= 0) return;
+  const int64_t buffer_values = (odd ? 2 : 1) * b.source_values;
+  for (int thread = 0; thread < threads.count; ++thread)  // the padding is zero for good, see fill_plane()
+    zero(arena.slice(thread, b.thread_bytes).take<A>(buffer_values), buffer_values);
+  const int64_t bands = div_up(g.rows.out, b.rows);
+  parallel_tasks(threads, p.n * p.c * bands, [&](int thread, int64_t task) {
+    const int64_t row0 = task % bands * b.rows, n = task / bands / p.c, channel = task / bands % p.c;
+    const int64_t row1 = smaller(row0 + b.rows, g.rows.out);
+    Arena own = arena.slice(thread, b.thread_bytes);
+    A* buffer = own.take<A>(buffer_values);
+    A* weight = own.take<A>(b.taps);
+    if (!odd) return planes.band(buffer, weight, n, channel, row0, row1, nullptr);
+    T* even_rows = own.take<T>(b.output_values);
+    T* odd_rows = own.take<T>(b.output_values);
+    planes.band(buffer, weight, n, channel, row0, row1, even_rows);
+    odd->band(buffer + b.source_values, weight, n, channel, row0, row1, odd_rows);
+    const Strides4& ds = g.dst;
+    T* x = static_cast<T*>(operands.x) + n * ds[0] + channel * ds[1] + g.rows.out_start * ds[2];
+    for (int64_t i = row0; i < row1; ++i)
+      merge(even_rows + (i - row0) * planes.staging_pitch(), odd_rows + (i - row0) * odd->staging_pitch(), g.cols.out,
+            odd->g.cols.out, x + i * g.rows.out_step * ds[2], ds[3]);
+  });
+}
+
+template <class T>
 void run(const ConvPlan& plan, const ConvOperands& operands, void* workspace, const Execution& exec) {
   const ConvProblem& p = plan.problem;
-  const DepthwiseBlocks b = depthwise_blocks(plan);
   Threads threads = exec.threads;
   threads.count = static_cast<int>(smaller(threads.count, plan.threads));
-  for (int64_t phase = 0; phase < gather_phases(p); ++phase) {
-    const Gather g = depthwise_gather(p, phase);
-    if (g.rows.out <= 0 || g.cols.out <= 0) continue;
+  // grad_input with a stride of 2 has even and odd columns as two phases. They are computed one after the other for
+  // some rows and then put together: single values written at a distance would cost as much as the sums.
+  const bool pairs = p.pass == Pass::grad_input && p.stride_w == 2 && p.w > 1;
+  for (int64_t phase = 0; phase < gather_phases(p); phase += pairs ? 2 : 1) {
     Arena arena(workspace);
-    const Taps rows(g.rows, arena), cols(g.cols, arena);
-    const Planes<T> planes{p, b, operands, g, rows, cols, arena.take<int64_t>(b.taps)};
-    planes.list_offsets();
-    const int64_t bands = div_up(g.rows.out, b.rows);
-    parallel_tasks(threads, p.n * p.c * bands, [&](int thread, int64_t task) {
-      const int64_t row0 = task % bands * b.rows, plane = task / bands;
-      planes.band(arena.slice(thread, b.thread_bytes), plane / p.c, plane % p.c, row0,
-                  smaller(row0 + b.rows, g.rows.out));
-    });
+    const Planes<T> planes = prepare<T>(plan, operands, phase, arena);
+    if (pairs) {
+      const Planes<T> odd = prepare<T>(plan, operands, phase + 1, arena);
+      run_phase(plan, operands, planes, &odd, arena, threads);
+    } else {
+      run_phase<T>(plan, operands, planes, nullptr, arena, threads);
+    }
   }
 }
 

@@ -1,9 +1,9 @@
 // The filters' gradient of a depthwise convolution: dw[filter][tap] = sum over pixels of dy[filter] x[channel], shifted
 // by the tap. As many multiply-adds as the forward pass and nearly no output: bound by reading x and dy once.
 //
-// Lanes along channels (NHWC): sums of a row of taps for 2 vectors of channels stay in registers over 16 pixels. Lanes
-// along a row (NCHW): sums of up to 9 taps stay in registers for a band of rows, each lane its own; lanes are added at the
-// end. In both a band's sums are finished before they join the running ones, so chains of roundings stay short.
+// Lanes along channels (NHWC): sums of a row of taps for 2 vectors of channels stay in registers over 32 pixels. Lanes
+// along a row (NCHW): sums of up to 9 taps stay in registers for a band of rows, each lane its own; lanes are added at
+// the end. In both a band's sums are finished before they join the running ones, so chains of roundings stay short.
 #include "depthwise_plane.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
@@ -34,7 +34,7 @@ void finish(const ConvProblem& p, const ConvOperands& operands, const Compute<T>
     }
 }
 
-constexpr int kPixelBlock = 16;
+constexpr int64_t kPixelBlock = 32;
 
 template <class T>
 struct ByChannels {
@@ -49,59 +49,77 @@ struct ByChannels {
   const bool packed = b.path == DepthwisePath::packed;
   const int64_t taps = p.r * p.s, pitch = div_up(p.k, W) * W;
 
-  // acc[tap][vector] += over the pixels [j0, j1) of dy * x for NS column taps from t on.
+  // Part of a band: output rows [i0, i1) and columns [j0, j1), x rows listed as [output row][row tap], null for
+  // padding.
+  struct Block {
+    const A* const* x;
+    const A* dy;  // row 0
+    int64_t x_pixel, y_pixel, y_row, i0, i1, j0, j1;
+  };
+
+  // sums[tap][vector] += dy * x for the row tap `a` and NS column taps from t on.
   template <int NS, int V>
-  void add(const A* x, int64_t x_pixel, const A* dy, int64_t y_pixel, int64_t t, int64_t j0, int64_t j1, A* sums,
+  void add(const Block& block, int64_t a, int64_t t, int64_t x_channel, int64_t y_channel, A* sums,
            int64_t sums_pitch) const {
-    int64_t begin[NS], end[NS], all_begin = j0, all_end = j1;
+    int64_t begin[NS], end[NS], all_begin = block.j0, all_end = block.j1, shift[NS];
     Vec<A> acc[NS][V];
+    sums += rows.index[a] * p.s * sums_pitch;
 #pragma GCC unroll 4
     for (int s = 0; s < NS; ++s) {
-      const Inside in(cols.d[t + s], g.cols.step, g.cols.src, j0, j1);
+      const Inside in(cols.d[t + s], g.cols.step, g.cols.src, block.j0, block.j1);
       begin[s] = in.begin;
       end[s] = in.end;
       all_begin = larger(all_begin, in.begin);
       all_end = smaller(all_end, in.end);
+      shift[s] = cols.d[t + s] * block.x_pixel + x_channel;
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) acc[s][v] = load(sums + cols.index[t + s] * sums_pitch + v * L);
     }
-    if (all_end <= all_begin) all_begin = all_end = j1;
-    const int64_t step = g.cols.step * x_pixel;
-    for (int64_t j = all_begin; j < all_end; ++j) {
-      Vec<A> value[V];
+    if (all_end <= all_begin) all_begin = all_end = block.j1;
+    const int64_t step = g.cols.step * block.x_pixel, y_step = block.y_pixel;
+    for (int64_t i = block.i0; i < block.i1; ++i) {
+      const A* x = block.x[i * rows.count + a];
+      if (!x) continue;
+      const A* dy = block.dy + i * block.y_row + y_channel;
+      for (int64_t j = all_begin; j < all_end; ++j) {
+        Vec<A> value[V];
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) value[v] = load(dy + j * y_pixel + v * L);
+        for (int v = 0; v < V; ++v) value[v] = load(dy + j * y_step + v * L);
 #pragma GCC unroll 4
-      for (int s = 0; s < NS; ++s)
+        for (int s = 0; s < NS; ++s)
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) acc[s][v] += load(x + j * step + cols.d[t + s] * x_pixel + v * L) * value[v];
+          for (int v = 0; v < V; ++v) acc[s][v] += load(x + j * step + shift[s] + v * L) * value[v];
+      }
+#pragma GCC unroll 4
+      for (int s = 0; s < NS; ++s) {  // pixels that only some of the taps have
+        const auto one = [&](int64_t j) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+          for (int v = 0; v < V; ++v)
+            acc[s][v] += load(x + j * step + shift[s] + v * L) * load(dy + j * y_step + v * L);
+        };
+        for (int64_t j = begin[s]; j < smaller(end[s], all_begin); ++j) one(j);
+        for (int64_t j = larger(begin[s], all_end); j < end[s]; ++j) one(j);
+      }
     }
 #pragma GCC unroll 4
-    for (int s = 0; s < NS; ++s) {  // pixels that only some of the taps have
-      const auto one = [&](int64_t j) __attribute__((always_inline)) {
-        for (int v = 0; v < V; ++v)
-          acc[s][v] += load(x + j * step + cols.d[t + s] * x_pixel + v * L) * load(dy + j * y_pixel + v * L);
-      };
-      for (int64_t j = begin[s]; j < smaller(end[s], all_begin); ++j) one(j);
-      for (int64_t j = larger(begin[s], all_end); j < end[s]; ++j) one(j);
+    for (int s = 0; s < NS; ++s)
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) store(sums + cols.index[t + s] * sums_pitch + v * L, acc[s][v]);
-    }
   }
 
-  // The band's sums of V vectors: `lane` in the sums, x and dy already at their channel.
+  // All taps of V vectors of channels.
   template <int V>
-  void add_row(const A* const* x_rows, const int64_t* row_taps, int64_t count, int64_t x_pixel, int64_t x_channel,
-               const A* dy, int64_t y_pixel, int64_t j0, int64_t j1, A* sums, int64_t sums_pitch) const {
-    for (int64_t a = 0; a < count; ++a)
+  void add_block(const Block& block, int64_t x_channel, int64_t y_channel, A* sums, int64_t sums_pitch) const {
+    for (int64_t a = 0; a < rows.count; ++a)
       in_pieces<3>(0, cols.count, [&](auto piece, int64_t t) {
-        add<decltype(piece)::value, V>(x_rows[a] + x_channel, x_pixel, dy, y_pixel, t, j0, j1,
-                                       sums + row_taps[a] * p.s * sums_pitch, sums_pitch);
+        add<decltype(piece)::value, V>(block, a, t, x_channel, y_channel, sums, sums_pitch);
       });
     if (!p.bias) return;
     for (int v = 0; v < V; ++v) {
       Vec<A> total = load(sums + taps * sums_pitch + v * L);
-      for (int64_t j = j0; j < j1; ++j) total += load(dy + j * y_pixel + v * L);
+      for (int64_t i = block.i0; i < block.i1; ++i)
+        for (int64_t j = block.j0; j < block.j1; ++j)
+          total += load(block.dy + i * block.y_row + j * block.y_pixel + y_channel + v * L);
       store(sums + taps * sums_pitch + v * L, total);
     }
   }
@@ -112,8 +130,7 @@ struct ByChannels {
     A* y_band = own.take<A>(b.output_values);
     const int64_t own_pitch = div_up(lane1 - lane0, W) * W;
     A* own_sums = own.take<A>((taps + 1) * div_up(b.channels, W) * W);
-    const A** x_rows = own.take<const A*>(p.r);
-    int64_t* row_taps = own.take<int64_t>(p.r);
+    const A** x_rows = own.take<const A*>(b.rows * p.r);
     const SourceRows source_rows(rows, g.rows, row0, row1, own.take<int64_t>(b.slots));
     zero(own_sums, (taps + 1) * own_pitch);
 
@@ -126,33 +143,32 @@ struct ByChannels {
       ChannelBand<T>{dy, g.dst, mask, g.residual, g.cols.out, lane1 - lane0, 1, lane0}.pack_rows(row0, row1 - row0,
                                                                                                  y_band);
     }
-    const int64_t x_pixel = packed ? W : g.src[3], y_pixel = packed ? W : g.dst[3];
-    for (int64_t i = row0; i < row1; ++i) {
-      int64_t count = 0;
-      const A* dy_row = y_band + (i - row0) * g.cols.out * W;
-      if constexpr (std::is_same_v<T, A>) {
-        if (!packed) dy_row = dy + i * g.dst[2];
-      }
+    Block block{x_rows, y_band, W, W, g.cols.out * W, 0, 0, 0, 0};
+    if constexpr (std::is_same_v<T, A>) {
+      if (!packed) block = {x_rows, dy + row0 * g.dst[2], g.src[3], g.dst[3], g.dst[2], 0, 0, 0, 0};
+    }
+    for (int64_t i = row0; i < row1; ++i)
       for (int64_t a = 0; a < rows.count; ++a) {
         const int64_t row = i * g.rows.step + rows.d[a];
+        const A*& to = x_rows[(i - row0) * rows.count + a];
+        to = nullptr;
         if (row < 0 || row >= g.rows.src) continue;
-        x_rows[count] = x_band + source_rows[row] * g.cols.src * W;
+        to = x_band + source_rows[row] * g.cols.src * W;
         if constexpr (std::is_same_v<T, A>) {
-          if (!packed) x_rows[count] = x + row * g.src[2];
+          if (!packed) to = x + row * g.src[2];
         }
-        row_taps[count++] = rows.index[a];
       }
-      for (int64_t j = 0; j < g.cols.out; j += kPixelBlock) {
-        const int64_t j1 = smaller(j + kPixelBlock, g.cols.out), lanes = packed ? W : lane1 - lane0;
+    // Pieces of a row, or some short rows, whose x and dy stay in the first-level cache while channels go by.
+    const int64_t rows_at_once = larger(1, kPixelBlock / g.cols.out), lanes = packed ? W : lane1 - lane0;
+    for (block.i0 = 0; block.i0 < row1 - row0; block.i0 = block.i1) {
+      block.i1 = smaller(block.i0 + rows_at_once, row1 - row0);
+      for (block.j0 = 0; block.j0 < g.cols.out; block.j0 = block.j1) {
+        block.j1 = smaller(block.j0 + kPixelBlock, g.cols.out);
         int64_t lane = 0;
-        for (; lane + W <= lanes; lane += W)
-          add_row<2>(x_rows, row_taps, count, x_pixel, lane, dy_row + lane, y_pixel, j, j1, own_sums + lane, own_pitch);
-        for (; lane + L <= lanes; lane += L)
-          add_row<1>(x_rows, row_taps, count, x_pixel, lane, dy_row + lane, y_pixel, j, j1, own_sums + lane, own_pitch);
+        for (; lane + W <= lanes; lane += W) add_block<2>(block, lane, lane, own_sums + lane, own_pitch);
+        for (; lane + L <= lanes; lane += L) add_block<1>(block, lane, lane, own_sums + lane, own_pitch);
         // The rest in a vector that ends with it, see lane_of().
-        if (lane < lanes)
-          add_row<1>(x_rows, row_taps, count, x_pixel, lanes - L, dy_row + lanes - L, y_pixel, j, j1, own_sums + lane,
-                     own_pitch);
+        if (lane < lanes) add_block<1>(block, lanes - L, lanes - L, own_sums + lane, own_pitch);
       }
     }
     for (int64_t tap = 0; tap <= taps; ++tap)
@@ -248,20 +264,20 @@ struct ByPlanes {
       const int64_t n = unit / units.bands, row0 = unit % units.bands * b.rows;
       const int64_t row1 = smaller(row0 + b.rows, g.rows.out), low = row0 * g.rows.step + rows.d[0];
       const int64_t count = (row1 - 1 - row0) * g.rows.step + rows.d[rows.count - 1] - rows.d[0] + 1;
-      fill_plane<T>(g.rows, columns, low, count, x_band, [&](int64_t row) {
-        return PlaneRow<T>{x + n * g.src[0] + channel * g.src[1] + row * g.src[2], g.src[3], x_last};
-      });
+      fill_plane<T>(g.rows.src, columns, low, count, x_band,
+                    PlaneRows<T>{x + n * g.src[0] + channel * g.src[1], g.src[2], g.src[3], x_last});
       for (int64_t f = 0; f < multiplier; ++f) {
         const int64_t filter = channel * multiplier + f;
-        for (int64_t i = row0; i < row1; ++i) {
-          PlaneRow<T> row{dy + n * g.dst[0] + filter * g.dst[1] + i * g.dst[2], g.dst[3], dy_last};
-          if (mask) {
-            row.mask = mask + n * g.residual[0] + filter * g.residual[1] + i * g.residual[2];
-            row.mask_stride = g.residual[3];
-            row.mask_last = mask_last;
-          }
-          row.copy(0, g.cols.out, y_band + (i - row0) * width);
+        PlaneRows<T> from{dy + n * g.dst[0] + filter * g.dst[1], g.dst[2], g.dst[3], dy_last};
+        if (mask) {
+          from.mask = mask + n * g.residual[0] + filter * g.residual[1];
+          from.mask_row_stride = g.residual[2];
+          from.mask_stride = g.residual[3];
+          from.mask_last = mask_last;
         }
+        for (int64_t i = row0; i < row1; ++i)
+          for (int64_t j = 0; j < width; j += L)
+            store(y_band + (i - row0) * width + j, from.up_to(i, j, g.cols.out - j));
         A* filter_sums = lane_sums + f * (taps + 1) * L;
         in_pieces<9>(0, taps, [&](auto piece, int64_t t) {
           add_taps<decltype(piece)::value>(x_band, offset + t, y_band, row1 - row0, filter_sums + t * L);
@@ -273,11 +289,18 @@ struct ByPlanes {
         }
       }
     }
+    // A vector's lanes added up, L vectors at once: turned, they are L vectors to add.
     for (int64_t f = 0; f < multiplier; ++f)
-      for (int64_t tap = 0; tap <= taps; ++tap) {
-        A total = 0;
-        for (int l = 0; l < L; ++l) total += lane_sums[(f * (taps + 1) + tap) * L + l];
-        sums[tap * p.k + channel * multiplier + f] = total;
+      for (int64_t tap = 0; tap <= taps; tap += L) {
+        const int64_t count = smaller(L, taps + 1 - tap);
+        Vec<A> turned[L], total = {};
+        for (int64_t t = 0; t < L; ++t)
+          turned[t] = t < count ? load(lane_sums + (f * (taps + 1) + tap + t) * L) : Vec<A>{};
+        transpose_registers<A>(turned);
+        for (int l = 0; l < L; ++l) total += turned[l];
+        alignas(kVectorBytes) A totals[L];
+        store(totals, total);
+        for (int64_t t = 0; t < count; ++t) sums[(tap + t) * p.k + channel * multiplier + f] = totals[t];
       }
   }
 };
@@ -298,6 +321,8 @@ void run_planes(const ConvPlan& plan, const ConvOperands& operands, void* worksp
   plane_offsets(rows, cols, grad.columns, offset);
   const int64_t bands = div_up(g.rows.out, b.rows);
   const Units units{bands, p.n * bands};
+  for (int thread = 0; thread < threads.count; ++thread)  // the buffers' padding, see fill_plane()
+    zero(arena.slice(thread, b.thread_bytes).take<A>(b.source_values), b.source_values);
   parallel_tasks(threads, p.c * b.splits, [&](int thread, int64_t task) {
     const int64_t channel = task % p.c, split = task / p.c;
     grad.channel(arena.slice(thread, b.thread_bytes), channel, units.begin(split, b.splits),

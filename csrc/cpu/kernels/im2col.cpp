@@ -1,9 +1,8 @@
 // Convolution as the textbooks have it, forward and grad_input: a matrix product and an explicit column matrix.
 //
-// Forward: im2col copies every pixel's window into a column, columns[tap and channel][pixel], and
-// y = filter x columns. grad_input: columns = transposed filter x dy, then col2im adds every column back to where im2col
-// would have read it. Both in blocks that stay in the second-level cache, so the whole column matrix (r s times the
-// input) never exists.
+// Forward: im2col copies every pixel's window into a column, columns[tap and channel][pixel], and y = filter x columns.
+// grad_input: columns = transposed filter x dy, then col2im adds every column back to where im2col would have read it.
+// Both in blocks that stay in the second-level cache, so the whole column matrix (r s times the input) never exists.
 //
 // Arithmetic intensity: a value of the column matrix is written once and used for as many multiply-adds as there are
 // filters (in grad_input channels), read once per 32 of them. So with 64 filters or more the multiply-add units bound

@@ -10,7 +10,8 @@ inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// The indices of an axis whose source index * stride + displacement lies in [0, size): [begin, end), cut to [low, high).
+// The indices of an axis whose source index * stride + displacement lies in [0, size): [begin, end), cut to [low,
+// high).
 struct Inside {
   int64_t begin, end;
   Inside(int64_t displacement, int64_t stride, int64_t size, int64_t low, int64_t high) {
