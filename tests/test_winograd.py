@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
-from kernels import check_conv
+from kernels import PASSES, check_conv
 
 from fastconv import _C
 
@@ -80,16 +80,20 @@ def supported(text):
 
 
 @pytest.mark.parametrize("accuracy", CLASSES)
-@pytest.mark.parametrize("pass_", ["fwd", "grad_input"])
+@pytest.mark.parametrize("pass_", PASSES)
 def test_error_of_each_class(pass_, accuracy, isa):
     ran = 0
     layouts = ("nchw", "nhwc", "x:nhwc w:nchw y:nchw", "x:nchw w:nhwc y:nhwc")
-    flags = ("", " bias", " bias relu", " bias relu res") if pass_ == "fwd" else ("", " relu")
+    flags = {
+        "fwd": ("", " bias", " bias relu", " bias relu res"),
+        "grad_input": ("", " relu"),
+        "grad_weight": ("", " bias", " relu", " bias relu"),
+    }[pass_]
     for i, shape in enumerate(SHAPES):
         for j, layout in enumerate(layouts):
             text = f"conv {shape} f32 {layout} {pass_}{flags[(i + j) % len(flags)]}{FLAG[accuracy]}"
             if not supported(text):
-                assert accuracy == "torch" and "r5s5" in shape
+                assert "r5s5" in shape and (accuracy == "torch" or pass_ == "grad_weight")
                 continue
             check_conv(text, "winograd", threads=1 + (i + j) % 3, prepacked=j % 2 == 1, seed=i)
             ran += 1
@@ -97,11 +101,11 @@ def test_error_of_each_class(pass_, accuracy, isa):
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
-@pytest.mark.parametrize("pass_", ["fwd", "grad_input"])
+@pytest.mark.parametrize("pass_", PASSES)
 def test_half_types_round_as_torch_does(pass_, dtype, isa):
     for i, shape in enumerate(SHAPES):
         layout = ("nchw", "nhwc")[i % 2]
-        epilogue = " bias relu res" if pass_ == "fwd" else " relu"
+        epilogue = {"fwd": " bias relu res", "grad_input": " relu", "grad_weight": " bias relu"}[pass_]
         check_conv(f"conv {shape} {dtype} {layout} {pass_}{epilogue}", "winograd", threads=2, seed=i)
 
 
@@ -118,6 +122,20 @@ def test_error_of_many_outputs(accuracy, limit, channels):
     weight = torch.randn(64, channels, 3, 3, generator=g)
     error = relative_error(conv(x, weight, accuracy=accuracy), F.conv2d(x.double(), weight.double(), None, 1, 1))
     assert error <= limit
+
+
+@pytest.mark.parametrize("accuracy, limit", [("torch", 6e-7), ("fast", 2e-6)])
+def test_error_of_a_filter_gradient_over_many_tiles(accuracy, limit):
+    """A sum of 12544 products per weight, of all signs; and its bias gradient."""
+    g = torch.Generator().manual_seed(6)
+    x, dy = torch.randn(1, 40, 112, 112, generator=g), torch.randn(1, 36, 112, 112, generator=g)
+    dw, db = torch.ops.fastconv.conv2d_grad_weight(
+        x, dy, None, [36, 40, 3, 3], True, [1, 1], [1, 1, 1, 1], [1, 1], 1, "none", "winograd", accuracy
+    )
+    blank = torch.zeros(36, 40, 3, 3, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(F.conv2d(x.double(), blank, None, 1, 1), blank, dy.double())
+    assert relative_error(dw, expected) <= limit
+    assert relative_error(db, dy.double().sum((0, 2, 3))) <= 1e-6
 
 
 def test_small_integers_are_exact_in_class_torch(isa):

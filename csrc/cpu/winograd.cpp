@@ -18,13 +18,14 @@ int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 bool is_half(DType t) { return t == DType::f16 || t == DType::bf16; }
 
 // Largest m of F(m x m, r x r) whose error stays in the problem's class; 0: none. Measured, as max |err| / max |y| with
-// normal inputs: F(2,3) 2 to 4e-7, F(4,3) 1 to 2e-6, F(2,5) 2e-6, F(6,3) 5 to 10e-6, F(4,5) 4 to 6e-6. Half types
-// round their results to 5e-4 and 4e-3, so that every form is in the class "torch".
+// normal inputs: F(2,3) 2 to 4e-7, F(4,3) 0.8 to 1.5e-6, F(2,5) 1.2e-6, F(6,3) 4 to 7e-6, F(4,5) 4 to 6e-6; gradients of
+// the filter by F(3,2) 3 to 5e-7, F(3,4) 1 to 1.6e-6, F(5,2) 2e-6. Half types round their results to 5e-4 and 4e-3, so
+// that every form is in the class "torch".
 int64_t largest_outputs(const ConvProblem& p) {
-  const bool five = p.r == 5;
+  const bool five = p.r == 5, half = is_half(p.dtype), fast = half || p.accuracy != Accuracy::torch;
+  if (p.pass == Pass::grad_weight) return !five ? (fast ? 4 : 2) : half || p.accuracy == Accuracy::fastest ? 2 : 0;
   if (p.accuracy == Accuracy::fastest) return five ? 4 : 6;
-  if (is_half(p.dtype) || p.accuracy == Accuracy::fast) return five ? 2 : 4;
-  return five ? 0 : 2;
+  return five ? (fast ? 2 : 0) : fast ? 4 : 2;
 }
 
 struct Geometry {
@@ -64,7 +65,6 @@ double seconds(const Geometry& s, const ConvProblem& p, int64_t blocks, int thre
 }  // namespace
 
 Status winograd_supports(const ConvProblem& p) {
-  if (p.pass == Pass::grad_weight) return Status::refuse("winograd has no gradient of the filter");
   const auto times = [](int64_t a, int64_t b) { return std::to_string(a) + "x" + std::to_string(b); };
   if (p.r != p.s || (p.r != 3 && p.r != 5))
     return Status::refuse("winograd needs a 3x3 or 5x5 filter, not " + times(p.r, p.s));
@@ -73,7 +73,8 @@ Status winograd_supports(const ConvProblem& p) {
   if (p.dilation_h != 1 || p.dilation_w != 1)
     return Status::refuse("winograd needs dilation 1, not " + times(p.dilation_h, p.dilation_w));
   if (largest_outputs(p) == 0)
-    return Status::refuse("winograd for 5x5 filters in fp32 exceeds the error of the accuracy class 'torch'");
+    return Status::refuse(std::string("winograd for 5x5 filters in fp32 exceeds the error of the accuracy class '") +
+                          name(p.accuracy) + "'");
   if (p.groups > 1 && (p.group_c() < 4 || p.group_k() < 4))
     return Status::refuse("winograd needs at least 4 channels and 4 filters per group, not " +
                           std::to_string(p.group_c()) + " and " + std::to_string(p.group_k()));
@@ -117,28 +118,85 @@ void plan_gather(const ConvProblem& p, int64_t m, int available, ConvPlan& plan)
   plan.cost = seconds(s, p, blocks, threads);
 }
 
+void plan_weight(const ConvProblem& p, int64_t m, int available, ConvPlan& plan) {
+  const TileShape shape = tile_shape(DType::f32);
+  const int64_t lanes = shape.width / 2, n = m + p.r - 1, taps = p.r * p.s;
+  const int64_t channels = p.group_c(), blocks = div_up(p.group_k(), shape.width);
+  const int64_t tiles = p.n * div_up(p.p(), m) * div_up(p.q(), m);
+  const int64_t macs = p.groups * tiles * n * n * channels * blocks * shape.width;
+  const int threads = plan.threads = cost::useful_threads(macs, available);
+
+  // 64 x 64 filters per task: 36 frequencies of sums take 590 KB, and transforming x and grad_output again for every
+  // task 8 % each of the multiplications' time. 28 tiles: 260 KB each, and adding a block's sums to memory 7 %.
+  const int64_t task_channels = div_up(channels, div_up(channels, 64));
+  const int64_t task_filters = std::min(blocks, std::max<int64_t>(1, 64 / shape.width));
+  const int64_t channel_tasks = div_up(channels, task_channels), filter_tasks = div_up(blocks, task_filters);
+  const int64_t block = std::min<int64_t>(tiles, 28);
+  const int64_t splits =
+      std::clamp<int64_t>(div_up(threads, p.groups * channel_tasks * filter_tasks), 1, div_up(tiles, block));
+
+  plan.detail[winograd::kWeightOutputs] = m;
+  plan.detail[winograd::kTaskTiles] = block;
+  plan.detail[winograd::kTaskChannels] = task_channels;
+  plan.detail[winograd::kTaskFilters] = task_filters;
+  plan.detail[winograd::kTileSplits] = splits;
+  plan.detail[winograd::kXStride] = odd_lines(block * div_up(task_channels, lanes) * lanes);
+  plan.detail[winograd::kYStride] = odd_lines(block * task_filters * shape.width);
+  plan.detail[winograd::kProductStride] = odd_lines(task_channels * task_filters * shape.width);
+  plan.detail[winograd::kSumValues] = p.groups * blocks * channels * taps * shape.width;
+  plan.detail[winograd::kWeightThreadBytes] =
+      4 * (n * n * (plan.detail[winograd::kXStride] + plan.detail[winograd::kYStride] +
+                    plan.detail[winograd::kProductStride]) +
+           2 * segment_floats(static_cast<int>(n), lanes)) +
+      6 * kArenaSlack;
+  plan.workspace_bytes = splits * 4 * (plan.detail[winograd::kSumValues] + p.groups * blocks * shape.width) +
+                         threads * arena_round(plan.detail[winograd::kWeightThreadBytes]) + 3 * kArenaSlack;
+  plan.executed_macs = macs;
+
+  // Cycles, as in seconds() above.
+  const auto real = [](int64_t v) { return static_cast<double>(v); };
+  const double sums = real(n * n * channels * blocks), rounds = real(std::max(splits, div_up(tiles, block)));
+  const double multiply = sums * (2 * real(tiles) / 0.93 + 6 * rounds);
+  const double in = p.x_strides[1] == 1 ? 5 : 10, out = p.y_strides[1] == 1 ? 4 : 8;
+  const double transforms = real(tiles * n * n) * (in * real(div_up(channels, lanes) * filter_tasks) +
+                                                   out * real(div_up(p.group_k(), lanes) * channel_tasks));
+  const double finish = real(splits) * (8 * sums + real(channels * blocks * taps) * 30);
+  const double work = real(p.groups) * (multiply + transforms + finish) / cost::kCyclesPerSecond;
+  plan.cost = (work + real(p.minimum_bytes()) / cost::kBytesPerSecond) / threads +
+              (threads > 1 ? cost::kLaunchSeconds : 0) + 1e-6;
+}
+
+void plan_form(const ConvProblem& p, int64_t m, int threads, ConvPlan& plan) {
+  if (p.pass == Pass::grad_weight)
+    plan_weight(p, m, threads, plan);
+  else
+    plan_gather(p, m, threads, plan);
+}
+
 }  // namespace
 
 void winograd_plan(const ConvProblem& p, int threads, ConvPlan& plan) {
-  plan_gather(p, 2, threads, plan);
+  plan_form(p, 2, threads, plan);
   for (int64_t m = 4; m <= largest_outputs(p); m += 2) {
     ConvPlan candidate = plan;
-    plan_gather(p, m, threads, candidate);
+    plan_form(p, m, threads, candidate);
     if (candidate.cost < 0.95 * plan.cost) plan = candidate;  // of near equals the one with the smaller error
   }
 }
 
 const char* winograd_variant(const ConvPlan& plan) {
+  const bool weight = plan.problem.pass == Pass::grad_weight;
   switch (plan.problem.r * 10 + plan.detail[winograd::kOutputs]) {
-    case 32: return "F(2x2,3x3)";
-    case 34: return "F(4x4,3x3)";
+    case 32: return weight ? "F(3x3,2x2)" : "F(2x2,3x3)";
+    case 34: return weight ? "F(3x3,4x4)" : "F(4x4,3x3)";
     case 36: return "F(6x6,3x3)";
-    case 52: return "F(2x2,5x5)";
+    case 52: return weight ? "F(5x5,2x2)" : "F(2x2,5x5)";
     default: return "F(4x4,5x5)";
   }
 }
 
 Status winograd_run(const ConvPlan& plan, const ConvOperands& operands, void* workspace, const Execution& exec) {
+  if (plan.problem.pass == Pass::grad_weight) return FASTCONV_DISPATCH(winograd_weight, plan, operands, workspace, exec);
   return FASTCONV_DISPATCH(winograd_gather, plan, operands, workspace, exec);
 }
 

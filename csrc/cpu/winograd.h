@@ -32,6 +32,19 @@ enum Detail {
   kFilterValues,  // transformed filter
   kThreadBytes,
 };
+// For grad_weight. Tiles are of grad_output, m x m pixels.
+enum WeightDetail {
+  kWeightOutputs = kOutputs,
+  kTaskTiles,      // of a block, the largest
+  kTaskChannels,   // a task sums for so many channels
+  kTaskFilters,    // and filter blocks of the register tile's width
+  kTileSplits,     // tasks that share the tiles: partial sums, added in a fixed order
+  kXStride,        // floats from one frequency to the next, of transformed x,
+  kYStride,        // of transformed grad_output,
+  kProductStride,  // and of the sums
+  kSumValues,      // of one split, back in the filter's domain
+  kWeightThreadBytes,
+};
 
 // The stride between frequencies is an odd number of cache lines: a tile's n x n values are stored and loaded together
 // and would otherwise share a few cache sets.
@@ -46,6 +59,7 @@ constexpr int64_t segment_floats(int size, int64_t lanes) { return size * (kSegm
 }  // namespace winograd
 
 FASTCONV_KERNEL(Status, winograd_gather, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)
+FASTCONV_KERNEL(Status, winograd_weight, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)
 FASTCONV_KERNEL(void, winograd_filter, const ConvPlan&, const void* weight, void* packed, const Threads&)
 
 }  // namespace fastconv::cpu

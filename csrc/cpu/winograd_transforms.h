@@ -75,7 +75,8 @@ constexpr Matrices<Outputs, Taps> matrices() {
   return f;
 }
 
-// The forms that exist: {outputs, taps}. F(3,4) makes the gradient of a 3x3 filter from tiles of 4x4 grad_outputs.
-#define FASTCONV_WINOGRAD_FORMS(form) form(2, 3) form(4, 3) form(6, 3) form(2, 5) form(4, 5) form(3, 2) form(3, 4)
+// The forms that exist: (outputs, taps). F(3,4) makes a 3x3 filter's gradient from tiles of 4x4 grad_outputs.
+#define FASTCONV_WINOGRAD_FORMS(form) form(2, 3) form(4, 3) form(6, 3) form(2, 5) form(4, 5) form(3, 2) form(3, 4) \
+  form(5, 2)
 
 }  // namespace fastconv::cpu::winograd

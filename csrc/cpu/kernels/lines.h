@@ -28,6 +28,23 @@ struct LineRun {
   int64_t step;
 };
 
+// An aligned store past the caches, for results larger than they are: saves reading the lines first. The thread that
+// made such stores calls stream_end() before others may read them.
+inline void store_stream(float* p, Vec<float> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, reinterpret_cast<__m512>(v));
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, reinterpret_cast<__m256>(v));
+#else
+  store(p, v);
+#endif
+}
+inline void stream_end() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 // The first `count` < lanes values; the others read as zero and are not touched.
 inline Vec<float> load_part(const float* p, int64_t count) {
 #if defined(__AVX512F__)

@@ -12,6 +12,8 @@ namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
 
 constexpr int64_t kPieceChannels = 16;
+// Beyond this the result would not stay in the caches until it is used.
+constexpr int64_t kStreamBytes = 16 << 20;
 
 // Taps of `filters` filters and `channels` channels -> [tap][channel][tile width]. flip: taps in reverse order.
 template <class T>
@@ -39,6 +41,7 @@ void transform_filter(const ConvPlan& plan, const T* weight, float* packed, cons
   const Gather g = gather_of(p, 0);
   const Strides4& ws = p.weight_strides;
   const int64_t blocks = div_up(g.filters, W), pieces = div_up(g.channels, kPieceChannels);
+  const bool large = plan.prepack_bytes > kStreamBytes;
   parallel_tasks(threads, p.groups * blocks * pieces, [&](int, int64_t task) {
     constexpr int64_t kPiece = kPieceChannels * W, kStride = kPiece + 16;
     alignas(64) float staged[R * R * kPiece];
@@ -68,9 +71,15 @@ void transform_filter(const ConvPlan& plan, const T* weight, float* packed, cons
       }
     }
     float* to = packed + ((group * blocks + block) * N * N * g.channels + c0) * W;
-    for (int f = 0; f < N * N; ++f)
-      for (int64_t i = 0; i < channels * W; i += L)
-        store(to + f * g.channels * W + i, load(transformed + f * kStride + i));
+    for (int f = 0; f < N * N; ++f) {
+      const float* from = transformed + f * kStride;
+      float* at = to + f * g.channels * W;
+      if (large)
+        for (int64_t i = 0; i < channels * W; i += L) store_stream(at + i, load(from + i));
+      else
+        for (int64_t i = 0; i < channels * W; i += L) store(at + i, load(from + i));
+    }
+    if (large) stream_end();
   });
 }
 

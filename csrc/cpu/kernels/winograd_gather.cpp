@@ -18,17 +18,6 @@ inline int64_t lowest_displacement(const GatherAxis& a) {
   return a.tap_step > 0 ? a.tap_origin : a.tap_origin - (a.taps - 1);
 }
 
-inline TiledTensor tiled(const void* base, const Strides4& strides, int64_t bytes) {
-  TiledTensor t{};
-  t.base = static_cast<const char*>(base);
-  t.image = strides[0] * bytes;
-  t.channel = strides[1] * bytes;
-  t.row = strides[2] * bytes;
-  t.col = strides[3] * bytes;
-  t.bytes = bytes;
-  return t;
-}
-
 template <class F, class T>
 struct WinogradRun {
   static constexpr int N = F::size, M = F::outputs, L = kLanes<float>, W = kTileWidth<float>;
@@ -94,12 +83,12 @@ struct WinogradRun {
     for (int64_t c = 0; c < g.channels; c += L)
       for (int64_t tile = begin; tile < end;) {
         const Segment segment = segment_at(grid, tile, end, kMostTiles);
-        transform_input<F>(from, segment, c, staged, columns, input + (c * block_tiles + (tile - begin) * L),
-                           input_stride);
+        transform_tiles<typename F::B, M>(from, segment, c, staged, columns,
+                                          {input + (c * block_tiles + (tile - begin) * L), input_stride, L});
         tile += segment.count;
       }
 
-    TiledTensor in = tiled(from.p, from.strides, sizeof(T)), out = tiled(to.p, to.strides, sizeof(T));
+    TiledTensor in = tiled(from.p, from.strides), out = tiled(to.p, to.strides);
     in.height = from.height, in.width = from.width;
     in.row_low = from.row_low, in.col_low = from.col_low;
     in.step = M, in.extent = N;

@@ -1,5 +1,6 @@
-// From input pixels to transformed tiles, lanes along channels: columns of a whole segment first, shared by overlapping
-// tiles (m instead of n column transforms per tile), then rows.
+// From pixels to transformed tiles, lanes along channels: columns of a whole segment first, shared by overlapping tiles
+// (m instead of n column transforms per tile), then rows. The matrix is B^T for a convolution's input, whose tiles
+// overlap, or G for the grad_output that a filter's gradient is made from, whose tiles do not.
 #pragma once
 
 #include "../winograd.h"
@@ -10,7 +11,14 @@
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
 
-// The input of one group. In grad_input it is grad_output, and the mask is the forward's output.
+// Sums of a vector of channels over pixels, for grad_bias: in lanes along channels, and in lanes along pixels for each
+// channel; their total is wanted.
+struct PixelSums {
+  Lanes channels;
+  Lanes pixels[kLanes<float>];
+};
+
+// The pixels of one group, of x or grad_output. grad_output may be masked by the forward's output.
 template <class T>
 struct TileSource {
   const T* p;
@@ -35,40 +43,49 @@ inline Lanes read_part(const Reader<T>& reader, int64_t i, int64_t j, int64_t co
   }
 }
 
-// Columns of the n rows at `rows` (each advancing by its step per column) -> dst[n][pitch][L].
-template <class F>
-inline void transform_columns(const float* const (&rows)[F::size], const int64_t (&steps)[F::size], int64_t begin,
-                              int64_t end, int64_t cols, int64_t pitch, float* dst) {
-  constexpr int N = F::size, L = kLanes<float>;
+// Columns of the rows at `rows` (each advancing by its step per column) -> dst[n][pitch][L].
+template <class Matrix>
+inline void transform_columns(const float* const (&rows)[Matrix::columns], const int64_t (&steps)[Matrix::columns],
+                              int64_t begin, int64_t end, int64_t cols, int64_t pitch, float* dst, PixelSums* sums) {
+  constexpr int R = Matrix::columns, N = Matrix::rows, L = kLanes<float>;
+  Lanes sum{};
   for (int64_t col = 0; col < cols; ++col) {
-    Lanes d[N], v[N];
+    Lanes d[R], v[N];
     if (col < begin || col >= end) {
 #pragma GCC unroll 8
       for (int i = 0; i < N; ++i) store(dst + (i * pitch + col) * L, Lanes{});
       continue;
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) d[i] = load(rows[i] + (col - begin) * steps[i]);
-    analyse<typename F::B>(d, v);
+    for (int i = 0; i < R; ++i) d[i] = load(rows[i] + (col - begin) * steps[i]);
+    if (sums)
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i) sum += d[i];
+    analyse<Matrix>(d, v);
 #pragma GCC unroll 8
     for (int i = 0; i < N; ++i) store(dst + (i * pitch + col) * L, v[i]);
   }
+  if (sums) sums->channels += sum;
 }
 
 // The same where pixels are contiguous: lanes along pixels at first, channel by channel, turned afterwards.
 // `scratch` holds [n][L][pixels of a segment].
-template <class F, class T>
-inline void transform_columns_of_planes(const Reader<T> (&rows)[F::size], int64_t begin, int64_t end, int64_t cols,
-                                        int64_t pitch, int64_t lanes, float* scratch, float* dst) {
-  constexpr int N = F::size, L = kLanes<float>;
+template <class Matrix, class T>
+inline void transform_columns_of_planes(const Reader<T> (&rows)[Matrix::columns], int64_t begin, int64_t end,
+                                        int64_t cols, int64_t pitch, int64_t lanes, float* scratch, float* dst,
+                                        PixelSums* sums) {
+  constexpr int R = Matrix::columns, N = Matrix::rows, L = kLanes<float>;
   constexpr int64_t width = winograd::kSegmentPixels;
   for (int64_t l = 0; l < lanes; ++l)
     for (int64_t j = 0; j < end - begin; j += L) {
-      Lanes d[N], v[N];
+      Lanes d[R], v[N];
       const int64_t count = end - begin - j;
 #pragma GCC unroll 8
-      for (int i = 0; i < N; ++i) d[i] = rows[i].p ? read_part(rows[i], l, j, count) : Lanes{};
-      analyse<typename F::B>(d, v);
+      for (int i = 0; i < R; ++i) d[i] = rows[i].p ? read_part(rows[i], l, j, count) : Lanes{};
+      if (sums)
+#pragma GCC unroll 8
+        for (int i = 0; i < R; ++i) sums->pixels[l] += d[i];
+      analyse<Matrix>(d, v);
 #pragma GCC unroll 8
       for (int i = 0; i < N; ++i) store(scratch + (i * L + l) * width + j, v[i]);
     }
@@ -88,30 +105,36 @@ inline void transform_columns_of_planes(const Reader<T> (&rows)[F::size], int64_
   }
 }
 
-// Rows of src[n][pitch][L] -> v[frequency][tile][L], frequencies `stride` floats apart.
-template <class F>
-inline void transform_rows(const float* src, int64_t pitch, int64_t tiles, float* v, int64_t stride) {
-  constexpr int N = F::size, L = kLanes<float>;
+// Where transformed tiles go: frequencies and tiles this many floats apart.
+struct Transformed {
+  float* v;
+  int64_t frequency, tile;
+};
+
+// Rows of src[n][pitch][L], tiles `step` columns apart.
+template <class Matrix>
+inline void transform_rows(const float* src, int64_t pitch, int64_t step, int64_t tiles, const Transformed& to) {
+  constexpr int R = Matrix::columns, N = Matrix::rows, L = kLanes<float>;
   for (int i = 0; i < N; ++i)
     for (int64_t t = 0; t < tiles; ++t) {
-      Lanes d[N], u[N];
-      const float* from = src + (i * pitch + t * F::outputs) * L;
+      Lanes d[R], u[N];
+      const float* from = src + (i * pitch + t * step) * L;
 #pragma GCC unroll 8
-      for (int j = 0; j < N; ++j) d[j] = load(from + j * L);
-      analyse<typename F::B>(d, u);
+      for (int j = 0; j < R; ++j) d[j] = load(from + j * L);
+      analyse<Matrix>(d, u);
 #pragma GCC unroll 8
-      for (int j = 0; j < N; ++j) store(v + (i * N + j) * stride + t * L, u[j]);
+      for (int j = 0; j < N; ++j) store(to.v + (i * N + j) * to.frequency + t * to.tile, u[j]);
     }
 }
 
 // One segment and one vector of channels. `staged` and `columns` hold segment_floats each.
-template <class F, class T>
-inline void transform_input(const TileSource<T>& s, const Segment& segment, int64_t channel, float* staged,
-                            float* columns, float* v, int64_t stride) {
-  constexpr int N = F::size, M = F::outputs, L = kLanes<float>;
+template <class Matrix, int Step, class T>
+inline void transform_tiles(const TileSource<T>& s, const Segment& segment, int64_t channel, float* staged,
+                            float* columns, const Transformed& to, PixelSums* sums = nullptr) {
+  constexpr int N = Matrix::columns, L = kLanes<float>;
   static constexpr float zeros[L] = {};
-  const int64_t top = segment.row * M + s.row_low, left = segment.col * M + s.col_low;
-  const int64_t cols = segment.count * M + N - M, pitch = winograd::kSegmentPixels + L;
+  const int64_t top = segment.row * Step + s.row_low, left = segment.col * Step + s.col_low;
+  const int64_t cols = segment.count * Step + N - Step, pitch = winograd::kSegmentPixels + L;
   const int64_t begin = smaller(cols, larger(0, -left)), end = larger(begin, smaller(cols, s.width - left));
   const int64_t lanes = smaller(L, s.channels - channel);
   const T* p = s.p + segment.image * s.strides[0] + channel * s.strides[1] + (left + begin) * s.strides[3];
@@ -130,7 +153,7 @@ inline void transform_input(const TileSource<T>& s, const Segment& segment, int6
     }
   }
   if (s.strides[3] == 1 && (!mask || s.mask_strides[3] == 1) && s.strides[1] != 1) {
-    transform_columns_of_planes<F>(readers, begin, end, cols, pitch, lanes, staged, columns);
+    transform_columns_of_planes<Matrix>(readers, begin, end, cols, pitch, lanes, staged, columns, sums);
   } else {
     const bool in_place = sizeof(T) == sizeof(float) && s.strides[1] == 1 && lanes == L && !mask;
     const float* rows[N];
@@ -150,9 +173,9 @@ inline void transform_input(const TileSource<T>& s, const Segment& segment, int6
         steps[i] = L;
       }
     }
-    transform_columns<F>(rows, steps, begin, end, cols, pitch, columns);
+    transform_columns<Matrix>(rows, steps, begin, end, cols, pitch, columns, sums);
   }
-  transform_rows<F>(columns, pitch, segment.count, v, stride);
+  transform_rows<Matrix>(columns, pitch, Step, segment.count, to);
 }
 
 }  // namespace

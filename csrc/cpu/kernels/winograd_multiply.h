@@ -65,6 +65,47 @@ inline void multiply_rows(const float* x, int64_t x_block, const float* w, int64
     }
 }
 
+// The same for a filter's gradient, summing over tiles: acc[m][filter] += sum over t of x[t][m] * w[t][filter].
+template <int Rows>
+inline void outer_rows(const float* x, int64_t x_step, const float* w, int64_t w_step, int64_t tiles, float* acc,
+                       bool add, LineRun in, LineRun out) {
+  constexpr int L = kLanes<float>, W = kTileWidth<float>;
+  Vec<float> sum[Rows][kTileVectors];
+#pragma GCC unroll 14
+  for (int m = 0; m < Rows; ++m) sum[m][0] = sum[m][1] = Vec<float>{};
+#pragma GCC unroll 1
+  for (int64_t t = 0; t < tiles; ++t) {
+    prefetch_read(in.line);
+    prefetch_write(out.line);
+    in.line += in.step;
+    out.line += out.step;
+    const Vec<float> w0 = load(w), w1 = load(w + L);
+#pragma GCC unroll 14
+    for (int m = 0; m < Rows; ++m) {
+      sum[m][0] += x[m] * w0;
+      sum[m][1] += x[m] * w1;
+    }
+    x += x_step;
+    w += w_step;
+  }
+#pragma GCC unroll 14
+  for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 2
+    for (int v = 0; v < kTileVectors; ++v) {
+      float* at = acc + m * W + v * L;
+      store(at, add ? load(at) + sum[m][v] : sum[m][v]);
+    }
+}
+
+template <int Rows = kTileHeight>
+inline void outer(int64_t rows, const float* x, int64_t x_step, const float* w, int64_t w_step, int64_t tiles,
+                  float* acc, bool add, LineRun in, LineRun out) {
+  if constexpr (Rows > 1) {
+    if (rows != Rows) return outer<Rows - 1>(rows, x, x_step, w, w_step, tiles, acc, add, in, out);
+  }
+  outer_rows<Rows>(x, x_step, w, w_step, tiles, acc, add, in, out);
+}
+
 // acc is [rows][kTileWidth]; 1 <= rows <= kTileHeight. Any number of channels.
 template <int Rows = kTileHeight>
 inline void multiply(int64_t rows, const float* x, int64_t x_block, const float* w, int64_t channels, float* acc,

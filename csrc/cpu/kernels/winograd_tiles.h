@@ -31,6 +31,19 @@ struct TiledTensor {
   int64_t height, width, row_low, col_low, step, extent;
 };
 
+template <class T>
+inline TiledTensor tiled(const T* base, const Strides4& strides) {
+  constexpr int64_t bytes = sizeof(T);
+  TiledTensor t{};
+  t.base = reinterpret_cast<const char*>(base);
+  t.image = strides[0] * bytes;
+  t.channel = strides[1] * bytes;
+  t.row = strides[2] * bytes;
+  t.col = strides[3] * bytes;
+  t.bytes = bytes;
+  return t;
+}
+
 // Walks the cache lines of a range of tiles and channels, as runs of lines at one distance: over pixels where channels
 // are contiguous, else over channels.
 class LineWalk {
