@@ -1,6 +1,6 @@
 // Row `winograd` on the CPU: minimal filtering for 3x3 and 5x5 filters of stride 1.
 //
-// Not-finite inputs: the transforms add and subtract neighbouring inputs, so that one NaN or infinity makes every output
+// Inputs that are not finite: the transforms add and subtract neighbours, so that one NaN or infinity makes every output
 // of the tiles that read it NaN (infinity minus infinity, too), where a direct convolution spoils only those outputs
 // whose window holds it. Nothing else changes: outputs of other tiles are exact as ever. For the same reason sums of
 // magnitudes near the largest float may overflow earlier, by the transforms' gain (below 100 for F(4x4,3x3)).

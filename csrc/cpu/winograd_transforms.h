@@ -11,7 +11,7 @@
 //     A^T[i][j] = p_j^i        G[j][k] = p_j^k / N_j     B^T[j] = coefficients of prod_{l != j} (x - p_l)
 //     A^T[.][inf] = e_{m-1}    G[inf]  = e_{r-1}         B^T[inf] = coefficients of prod_l (x - p_l)
 //
-// because Lagrange's interpolation reproduces x^{i+k} for i + k <= n - 2, and for i + k = n - 1 leaves prod_l (x - p_l).
+// because Lagrange's interpolation reproduces x^{i+k} for i + k <= n - 2, and for n - 1 leaves prod_l (x - p_l).
 //
 // Points come as 0, pairs +-p and infinity, so that both signs share their sums over even and over odd columns. They
 // decide the error: (5/8, 3/2) has 3 to 4 times less than (1, 2) for n = 6. They are dyadic, so that A^T and B^T are

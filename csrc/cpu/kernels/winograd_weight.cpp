@@ -111,8 +111,8 @@ struct WinogradWeight {
     }
     for (int64_t kb = 0; kb < kbs; ++kb)
       for (int64_t c = 0; c < x.channels; ++c) {
-        float* to = sums + (((split * p.groups + part.group) * blocks + part.block0 + kb) * channels + part.channel0 + c) *
-                               Taps * Taps * W;
+        const int64_t block = (split * p.groups + part.group) * blocks + part.block0 + kb;
+        float* to = sums + (block * channels + part.channel0 + c) * Taps * Taps * W;
         for (int v = 0; v < kTileVectors; ++v) {
           Lanes taps[Taps][Taps];
           inverse<Y>(products + (kb * x.channels + c) * W + v * L, product_stride, taps);
