@@ -1,0 +1,27 @@
+// What the runtime tells the checker. Without FASTCONV_SIMT_CHECKED nothing is told and nothing is paid.
+#pragma once
+
+#include "block.h"
+
+namespace fastconv::simt::observer {
+
+#ifdef FASTCONV_SIMT_CHECKED
+void launch_begins(const Launch& launch);
+void launch_ends();
+void block_begins(Block& block);
+void block_ends(Block& block);
+// All of `threads` have met: what any of them did before happens before what any of them does next.
+void met(Block& block, Thread* const* threads, int count);
+void copied(Block& block, const Copy& copy);  // before the bytes move
+void counted(const char* atom);
+#else
+inline void launch_begins(const Launch&) {}
+inline void launch_ends() {}
+inline void block_begins(Block&) {}
+inline void block_ends(Block&) {}
+inline void met(Block&, Thread* const*, int) {}
+inline void copied(Block&, const Copy&) {}
+inline void counted(const char*) {}
+#endif
+
+}  // namespace fastconv::simt::observer
