@@ -163,14 +163,14 @@ void Block::sync(int id, int threads, bool wait_here, const char* name, Where wh
          where);
   ++b.arrived;
   if (b.arrived < b.expected) {
-    if (!wait_here) return;
+    if (!wait_here) return observer::passed(*this, *running_, id);
     b.waiting.push_back(running_);
     return wait(name, where);
   }
 #ifdef FASTCONV_SIMT_CHECKED
   std::vector<Thread*> all{running_};
   for (Queue rest = b.waiting; !rest.empty();) all.push_back(rest.pop());
-  observer::met(*this, all.data(), static_cast<int>(all.size()));
+  observer::met(*this, all.data(), static_cast<int>(all.size()), id);
 #endif
   release(b);
 }
@@ -213,6 +213,13 @@ void Block::meet(unsigned mask, const char* operation, void* mine, void (*work)(
   if (work) {
     running_->where = where;
     work(m->lanes.data(), mask);
+  } else {
+#ifdef FASTCONV_SIMT_CHECKED  // of the warp's operations only __syncwarp orders memory
+    std::vector<Thread*> all;
+    for (int l = 0; l < 32; ++l)
+      if (mask >> l & 1) all.push_back(m->threads[static_cast<size_t>(l)]);
+    observer::met(*this, all.data(), static_cast<int>(all.size()), -1);
+#endif
   }
   // Lanes go on before other warps: what they share is still in the first-level cache.
   for (int l = 31; l >= 0; --l) {

@@ -107,6 +107,7 @@ class Block {
   const Launch& launch() const { return *launch_; }
   unsigned char* shared() const { return shared_; }
   int64_t shared_used() const { return shared_used_; }
+  bool on_a_stack(const unsigned char* p) const { return stacks_.hold(p); }
 
  private:
   struct Static {

@@ -126,6 +126,7 @@ void Stacks::reserve(int count) {
   if (memory == MAP_FAILED) throw std::bad_alloc();
   if (memory_) munmap(memory_, each * static_cast<size_t>(count_));
   memory_ = static_cast<unsigned char*>(memory);
+  end_ = memory_ + each * static_cast<size_t>(count);
   count_ = count;
   for (int i = 0; i < count; ++i) mprotect(memory_ + static_cast<size_t>(i) * each, page(), PROT_NONE);
 }

@@ -41,10 +41,12 @@ class Stacks {
   Stacks& operator=(const Stacks&) = delete;
   void reserve(int count);  // throws std::bad_alloc
   unsigned char* operator[](int i) const;
+  bool hold(const unsigned char* p) const { return p >= memory_ && p < end_; }
   static size_t bytes();
 
  private:
   unsigned char* memory_ = nullptr;
+  unsigned char* end_ = nullptr;
   int count_ = 0;
 };
 

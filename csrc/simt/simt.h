@@ -16,6 +16,7 @@ struct Launch {
   int64_t shared_bytes = 0;
   void (*entry)(void* call) = nullptr;
   void* call = nullptr;
+  int64_t call_bytes = 0;
 };
 
 // Runs to the end, or to the first failure: a barrier that not all threads reach, a shuffle from a missing lane, ... The
