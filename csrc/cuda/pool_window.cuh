@@ -1,0 +1,116 @@
+// The geometry of pooling windows, as kernels see it.
+#pragma once
+
+#include "../core/table.h"
+#include "tiles.cuh"
+
+namespace fastconv::FASTCONV_GPU {
+
+// a >= 0. Most strides and dilations are 1.
+template <class Index>
+__device__ __forceinline__ Index ceil_quotient(Index a, Index b) {
+  return b == 1 ? a : (a + b - 1) / b;
+}
+
+// One axis of a window: tap t of output o reads input o * stride - pad + t * dilation, if that lies inside.
+template <class Index>
+struct PoolAxis {
+  Index in = 0, out = 0, window = 1, stride = 1, pad = 0, dilation = 1;
+
+  __device__ __forceinline__ Index start(Index o) const { return o * stride - pad; }
+  __device__ __forceinline__ Index first(Index o) const {
+    return start(o) < 0 ? ceil_quotient(-start(o), dilation) : 0;
+  }
+  __device__ __forceinline__ Index last(Index o) const {  // one past; none inside: not above first
+    const Index room = in - start(o), fit = room > 0 ? ceil_quotient(room, dilation) : 0;
+    return fit < window ? fit : window;
+  }
+  // The outputs that may cover input i: all that do lie in [first_cover, last_cover].
+  __device__ __forceinline__ Index first_cover(Index i) const {
+    const Index reach = i + pad - (window - 1) * dilation;
+    return reach <= 0 ? 0 : stride == 1 ? reach : (reach + stride - 1) / stride;
+  }
+  __device__ __forceinline__ Index last_cover(Index i) const {
+    const Index reach = i + pad, o = stride == 1 ? reach : reach / stride;
+    return o < out ? o : out - 1;
+  }
+  // The tap by which output o covers input i, or -1 where dilation leaves i out.
+  __device__ __forceinline__ Index tap(Index i, Index o) const {
+    const Index distance = i - start(o);
+    if (dilation == 1) return distance;
+    const Index t = distance / dilation;
+    return t * dilation == distance ? t : -1;
+  }
+  // This axis' factor of an average's divisor. torch's rule: with padding counted, a window reaches no further than the
+  // padded input; without, only taps inside count. At least 1, so that an empty window divides zero by something.
+  __device__ __forceinline__ Index divisor(Index o, bool count_pad) const {
+    if (!count_pad) {
+      const Index taps = last(o) - first(o);
+      return taps > 1 ? taps : 1;
+    }
+    const Index room = in + pad - start(o);
+    return room < window ? room : window;
+  }
+};
+
+template <class Index>
+struct PoolWindow {
+  PoolAxis<Index> rows, columns;
+
+  PoolWindow() = default;
+  explicit PoolWindow(const PoolProblem& p)
+      : rows{static_cast<Index>(p.h), static_cast<Index>(p.p), static_cast<Index>(p.r), static_cast<Index>(p.stride_h),
+             static_cast<Index>(p.pad_top), static_cast<Index>(p.dilation_h)},
+        columns{static_cast<Index>(p.w), static_cast<Index>(p.q), static_cast<Index>(p.s),
+                static_cast<Index>(p.stride_w), static_cast<Index>(p.pad_left), static_cast<Index>(p.dilation_w)} {}
+};
+
+// Whether 32 bits hold every offset and coordinate, with room for a tile that reaches past the end.
+inline bool fits_int32(const PoolProblem& p) {
+  constexpr int64_t kMost = (int64_t{1} << 31) - (int64_t{1} << 24);
+  for (int64_t span : {span_of(p.x_sizes(), p.x_strides), span_of(p.y_sizes(), p.y_strides),
+                       p.offset_bytes ? span_of(p.y_sizes(), p.offset_strides) : 0, p.n * p.c * p.h * p.w,
+                       p.n * p.c * p.p * p.q, p.h + p.pad_top + p.stride_h + p.r * p.dilation_h,
+                       p.w + p.pad_left + p.stride_w + p.s * p.dilation_w, p.r * p.s})
+    if (span > kMost) return false;
+  return true;
+}
+
+// How a pooling kernel walks; PoolPlan::detail[0].
+enum class PoolPath : int64_t {
+  any,       // a thread for each element written: any strides
+  channels,  // vectors of channels (NHWC)
+  planes,    // runs of rows in shared memory (NCHW)
+  windows,   // average: threads share a window
+};
+enum PoolDetail { kPoolPath, kPoolInt32, kPoolSlides, kPoolSplits, kPoolWindowThreads };
+
+// Coordinates of the element that a thread of path `any` writes: neighbouring threads are neighbours in memory.
+template <class Index>
+struct PoolElements {
+  Divider<Index> d1, d2, d3;  // sizes of the three fastest dimensions, the fastest last
+  bool channels_last = false;
+  Index count = 0;
+
+  PoolElements() = default;
+  PoolElements(const Sizes4& sizes, const Strides4& strides)
+      : channels_last(sizes[1] > 1 && strides[1] <= strides[3]),
+        count(static_cast<Index>(sizes[0] * sizes[1] * sizes[2] * sizes[3])) {
+    d1 = Divider<Index>(channels_last ? sizes[2] : sizes[1]);
+    d2 = Divider<Index>(channels_last ? sizes[3] : sizes[2]);
+    d3 = Divider<Index>(channels_last ? sizes[1] : sizes[3]);
+  }
+  __device__ __forceinline__ void at(Index i, Index& n, Index& c, Index& h, Index& w) const {
+    Index a, b, d;
+    n = d1.quotient(d2.quotient(d3.quotient(i, d), b), a);
+    c = channels_last ? d : a;
+    h = channels_last ? a : b;
+    w = channels_last ? b : d;
+  }
+};
+
+inline dim3 grid_of(int64_t blocks) { return dim3{static_cast<unsigned>(blocks), 1, 1}; }
+inline dim3 block_of(unsigned threads) { return dim3{threads, 1, 1}; }
+inline int64_t blocks_for(int64_t threads) { return div_up(threads, kTileThreads); }
+
+}  // namespace fastconv::FASTCONV_GPU
