@@ -150,23 +150,36 @@ def place(library: Path, info: dict, package: Path) -> None:
     write_atomically(package / INFO_NAME, json.dumps(info, indent=1) + "\n")
 
 
+def build_checked(root: Path, say: Callable[[str], None] = print) -> Path:
+    """Builds the emulator with every access of a kernel checked (csrc/simt/checker); returns the library's path."""
+    plan, _, jobs = decide(root)
+    folder = root / plan.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder, say):
+        _run_ninja(root, plan, jobs, plan.checked_output)
+    return root / plan.checked_output
+
+
+def _run_ninja(root: Path, plan: Plan, jobs: int, target: str) -> None:
+    text, path = render(plan), root / plan.folder / "build.ninja"
+    if not path.exists() or path.read_text() != text:
+        write_atomically(path, text)
+    sys.stdout.flush()
+    command = [facts.find_ninja(), "-f", f"{plan.folder}/build.ninja", "-j", str(jobs), target]
+    if subprocess.run(command, cwd=root).returncode != 0:
+        raise SwitchError(f"the compilation failed, see above; the commands are in {plan.folder}/build.ninja")
+
+
 def build(root: Path, packages: list[Path], version: str, say: Callable[[str], None] = print) -> dict:
     """Builds the extension of the tree at `root` into each folder of `packages`; raises SwitchError with the cure."""
     plan, info, jobs = decide(root)
     info = {"fastconv": version, **info}
     for line in info["switches"]:
         say(f"fastconv: {line}")
-    ninja = facts.find_ninja()
     folder = root / plan.folder
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, say):
-        text, path = render(plan), folder / "build.ninja"
-        if not path.exists() or path.read_text() != text:
-            write_atomically(path, text)
-        sys.stdout.flush()
-        command = [ninja, "-f", f"{plan.folder}/build.ninja", "-j", str(jobs)]
-        if subprocess.run(command, cwd=root).returncode != 0:
-            raise SwitchError(f"the compilation failed, see above; the commands are in {plan.folder}/build.ninja")
+        _run_ninja(root, plan, jobs, plan.output)
         for package in packages:
             place(root / plan.output, info, package)
     return info

@@ -27,6 +27,9 @@ def find_sources(root: Path) -> Sources:
         kernels=found("csrc/cpu/kernels/*.cpp"),
         bindings=found("csrc/bindings/*.cpp"),
         cuda=found("csrc/cuda/*.cu"),
+        simt=found("csrc/simt/*.cpp"),
+        checker=found("csrc/simt/checker/*.cpp"),
+        planted=found("tests/cuda/*.cu"),
     )
     if not sources.bindings:
         raise SwitchError(f"no csrc/bindings/*.cpp in {root}: the source tree is incomplete, clone it again")

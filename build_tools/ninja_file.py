@@ -30,6 +30,9 @@ class Sources:
     kernels: tuple[str, ...]
     bindings: tuple[str, ...]
     cuda: tuple[str, ...] = ()
+    simt: tuple[str, ...] = ()
+    checker: tuple[str, ...] = ()
+    planted: tuple[str, ...] = ()  # kernels with bugs, for the tests of the checker
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class Plan:
         return f"{self.folder}/_C.so"
 
     @property
+    def checked_output(self) -> str:
+        """The emulator with every access checked; not part of the default build."""
+        return f"{self.folder}/checked.so"
+
+    @property
     def cuda(self) -> bool:
         return self.nvcc is not None
 
@@ -62,9 +70,19 @@ def flags_for_isa(isa: str) -> tuple[str, ...]:
     return (*KERNEL_MATH, *KERNEL_WARNINGS, f"-DFASTCONV_ISA={isa}", *KERNEL_ISAS[isa])
 
 
-def isa_defines(isas: Sequence[str]) -> tuple[str, ...]:
-    """FASTCONV_HAVE_AVX2, ...: tells every file which kernels exist beside the scalar ones."""
-    return tuple(f"-DFASTCONV_HAVE_{isa.upper()}" for isa in isas if isa != "scalar")
+def defines(plan: Plan) -> tuple[str, ...]:
+    """FASTCONV_HAVE_AVX2, ..., FASTCONV_WITH_CUDA: tells every file which kernels exist beside the plain ones."""
+    isas = tuple(f"-DFASTCONV_HAVE_{isa.upper()}" for isa in plan.isas if isa != "scalar")
+    return (*isas, "-DFASTCONV_WITH_CUDA") if plan.cuda else isas
+
+
+# The CUDA kernels as C++, for the emulator. -O2 runs faster there than -O3.
+SIMULATED = ("-std=c++17", "-O2", "-DFASTCONV_SIMT", "-x", "c++")
+# The same with a call before every access (csrc/simt/checker/hooks.cpp). Vectorised accesses would be counted as one.
+CHECKED = ("-std=c++17", "-g", "-DFASTCONV_SIMT", "-DFASTCONV_SIMT_CHECKED", "-x", "c++")
+INSTRUMENTED = (
+    *CHECKED, "-O1", "-fno-tree-vectorize", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0",
+)  # fmt: skip
 
 
 def bindings_flags(plan: Plan) -> tuple[str, ...]:
@@ -74,8 +92,6 @@ def bindings_flags(plan: Plan) -> tuple[str, ...]:
     flags.append("-fopenmp")
     for path in (*plan.torch_includes, plan.python_include, *(plan.cuda_includes if plan.cuda else ())):
         flags += ["-isystem", path]
-    if plan.cuda:
-        flags.append("-DFASTCONV_WITH_CUDA")
     return tuple(flags)
 
 
@@ -104,7 +120,8 @@ def _path(path: str) -> str:
 
 
 def _object(plan: Plan, source: str, isa: str = "") -> str:
-    path = PurePosixPath(source).relative_to("csrc")
+    path = PurePosixPath(source)
+    path = path.relative_to("csrc") if path.parts[0] == "csrc" else path
     return f"{plan.folder}/obj/{path.parent}/{isa + '/' if isa else ''}{path.name}.o"
 
 
@@ -122,17 +139,28 @@ def compile_edges(plan: Plan) -> list[tuple[str, str, str]]:
         for s in plan.sources.bindings
         if plan.cuda or PurePosixPath(s).name != "cuda.cpp"
     ]
+    edges += [("simulated", _object(plan, s, "simulated"), s) for s in (*plan.sources.cuda, *plan.sources.simt)]
     edges += [("cpu", _object(plan, s), s) for s in plan.sources.cpu]
     return edges + [("core", _object(plan, s), s) for s in plan.sources.core]
 
 
+def checked_edges(plan: Plan) -> list[tuple[str, str, str]]:
+    """(rule, object, source) of the checked emulator, but for the objects it shares with the extension."""
+    kernels = [("instrumented", s) for s in (*plan.sources.cuda, *plan.sources.planted)]
+    runtime = [("checked", s) for s in (*plan.sources.simt, *plan.sources.checker)]
+    return [(rule, _object(plan, s, "checked"), s) for rule, s in (*kernels, *runtime)]
+
+
 def render(plan: Plan) -> str:
-    common = (plan.compiler, *WARNINGS, *COMMON, *isa_defines(plan.isas))
+    common = (plan.compiler, *WARNINGS, *COMMON, *defines(plan))
     plain = (*common, "-std=c++17")
     rules = {
         "core": (*plain, "-O2"),
         "cpu": (*plain, *KERNEL_MATH),
         "bindings": (*common, *bindings_flags(plan)),
+        "simulated": (*common, *SIMULATED),
+        "checked": (*common, *CHECKED, "-O2"),
+        "instrumented": (*common, *INSTRUMENTED),
     }
     for isa in plan.isas:
         rules[f"kernel_{isa}"] = (*plain, *flags_for_isa(isa))
@@ -156,9 +184,21 @@ def render(plan: Plan) -> str:
         + _command((*link_flags(plan), *plan.ldflags)),
         "  description = link $out",
         "",
+        "rule link_checked",
+        f"  command = {_command((plan.compiler, '-shared'))} $in -o $out -lpthread -ldl",
+        "  description = link $out",
+        "",
     ]
     edges = compile_edges(plan)
     lines += [f"build {_path(obj)}: {rule} {_path(source)}" for rule, obj, source in edges]
     lines += ["", f"build {_path(plan.output)}: link {' '.join(_path(obj) for _, obj, _ in edges)}"]
+    checked = checked_edges(plan)
+    lines += [f"build {_path(obj)}: {rule} {_path(source)}" for rule, obj, source in checked]
+    # Problems and their texts; not the table, which names rows that are not in this library.
+    shared = [_object(plan, s) for s in plan.sources.core if PurePosixPath(s).stem not in ("table", "selector")]
+    # The plain objects come first: of templates that both hold, the linker takes those without hooks.
+    objects = [*shared, *(obj for rule, obj, _ in sorted(checked) if rule == "checked")]
+    objects += [obj for rule, obj, _ in checked if rule == "instrumented"]
+    lines += ["", f"build {_path(plan.checked_output)}: link_checked {' '.join(map(_path, objects))}"]
     lines += [f"default {_path(plan.output)}", ""]
     return "\n".join(lines)
