@@ -33,7 +33,7 @@ enum class Run : int { single, filters, pixels };
 template <class T>
 struct PixelOutput {
   T* out = nullptr;
-  Compute<T>* sums = nullptr;  // im2col's grad_input: the plain sums instead
+  Compute<T>* sums = nullptr;  // half precision: the plain sums instead, for im2col's grad_input
   Strides<int32_t> strides;    // of either
   int group_stride = 0;        // of the first filter of each group
   Run run = Run::single;
@@ -290,7 +290,7 @@ __device__ __forceinline__ void store_pixels(const PixelOutput<typename Tile::T>
         return o.epilogue.finish(sums.v[a * kPiece + i][b * kPiece + j], first_k + filter + j,
                                  residual_at[i] + (filter + j) * o.epilogue.residual_strides.c);
       };
-      if (o.sums) {
+      if (sizeof(T) < sizeof(typename Tile::Sum) && o.sums) {
         for (int i = 0; i < kPiece; ++i)
           for (int j = 0; j < kPiece; ++j)
             if (pixel + i < pixels && filter + j < filters)

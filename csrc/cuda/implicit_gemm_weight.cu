@@ -76,7 +76,9 @@ __global__ void __launch_bounds__(kReduceThreads)
 }
 
 // Whole numbers of steps, so that wide accesses stay aligned.
-int64_t split_size(int64_t pixels, int64_t splits) { return div_up(div_up(pixels, splits), 64) * 64; }
+int64_t split_size(int64_t pixels, int64_t splits) {
+  return std::max<int64_t>(1, div_up(div_up(pixels, splits), 64)) * 64;
+}
 
 }  // namespace
 
