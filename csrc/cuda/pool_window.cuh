@@ -109,8 +109,4 @@ struct PoolElements {
   }
 };
 
-inline dim3 grid_of(int64_t blocks) { return dim3{static_cast<unsigned>(blocks), 1, 1}; }
-inline dim3 block_of(unsigned threads) { return dim3{threads, 1, 1}; }
-inline int64_t blocks_for(int64_t threads) { return div_up(threads, kTileThreads); }
-
 }  // namespace fastconv::FASTCONV_GPU

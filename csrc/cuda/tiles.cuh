@@ -37,6 +37,10 @@ inline bool has_channel_vectors(const Sizes4& sizes, const Strides4& strides, in
          strides[2] % count == 0 && strides[3] % count == 0;
 }
 
+inline dim3 grid_of(int64_t blocks) { return dim3{static_cast<unsigned>(blocks), 1, 1}; }
+inline dim3 block_of(int64_t threads) { return dim3{static_cast<unsigned>(threads), 1, 1}; }
+inline int64_t blocks_for(int64_t threads) { return div_up(threads, kTileThreads); }
+
 inline bool is_aligned(const void* p, int64_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
 // --- NHWC ------------------------------------------------------------------------------------------------------------
@@ -49,15 +53,15 @@ struct ChannelTiles {
   Divider<int32_t> lanes, columns;            // of a block
   Divider<int32_t> vector_blocks, column_blocks;
   Divider<int32_t> strips;  // of an image
-  int32_t units_per_block = 1;
+  int32_t units_per_block = 1, unit_blocks = 0;
   int64_t blocks = 0;
 
   ChannelTiles() = default;
-  // `line`: channel vectors in 128 bytes.
+  // `line`: channel vectors in 128 bytes. `most_threads`: of a block.
   ChannelTiles(int64_t images, int64_t all_rows, int64_t all_columns, int64_t all_vectors, int64_t line,
-               int64_t least_strip) {
+               int64_t least_strip, int64_t most_threads = kTileThreads) {
     const int64_t lane_count = std::min(all_vectors, line);
-    const int64_t most_columns = kTileThreads / lane_count;
+    const int64_t most_columns = most_threads / lane_count;
     const int64_t column_count = div_up(all_columns, div_up(all_columns, most_columns));
     const int64_t threads = images * all_columns * all_vectors;
     const int64_t wanted = std::clamp<int64_t>(div_up(kFullThreads, std::max<int64_t>(threads, 1)), 1,
@@ -69,36 +73,47 @@ struct ChannelTiles {
     const int64_t strip_count = div_up(all_rows, strip);
     units = static_cast<int32_t>(images * strip_count);
     units_per_block =
-        static_cast<int32_t>(std::clamp<int64_t>(kTileThreads / (lane_count * column_count), 1, units));
+        static_cast<int32_t>(std::clamp<int64_t>(most_threads / (lane_count * column_count), 1, units));
     lanes = Divider<int32_t>(lane_count);
     columns = Divider<int32_t>(column_count);
     vector_blocks = Divider<int32_t>(div_up(all_vectors, lane_count));
     column_blocks = Divider<int32_t>(div_up(all_columns, column_count));
     strips = Divider<int32_t>(strip_count);
-    blocks = int64_t{vector_blocks.divisor} * column_blocks.divisor * div_up(units, units_per_block);
+    unit_blocks = static_cast<int32_t>(div_up(units, units_per_block));
+    blocks = int64_t{vector_blocks.divisor} * column_blocks.divisor * unit_blocks;
   }
-  unsigned threads() const { return lanes.divisor * columns.divisor * static_cast<unsigned>(units_per_block); }
+  // At most so many blocks beside each other along the units: their threads go on to units() further on.
+  void fold_units(int64_t most) {
+    unit_blocks = static_cast<int32_t>(std::min<int64_t>(unit_blocks, most));
+    blocks = int64_t{vector_blocks.divisor} * column_blocks.divisor * unit_blocks;
+  }
+  __host__ __device__ int32_t threads() const {
+    return static_cast<int32_t>(lanes.divisor * columns.divisor) * units_per_block;
+  }
 
   struct Place {
-    int32_t vector, column, image, row, row_end, unit_in_block, lane, column_in_block;
+    int32_t vector, column, unit, lane, sum_block;  // sum_block: of columns and units together
+    int32_t image, row, row_end;
     bool inside;
   };
   __device__ __forceinline__ Place place(int32_t thread, int32_t block) const {
     Place at;
-    int32_t rest = lanes.quotient(thread, at.lane);
-    at.unit_in_block = columns.quotient(rest, at.column_in_block);
-    int32_t vector_block, column_block;
-    rest = vector_blocks.quotient(block, vector_block);
-    const int32_t unit_block = column_blocks.quotient(rest, column_block);
+    int32_t column_in_block, vector_block, column_block;
+    const int32_t unit_in_block = columns.quotient(lanes.quotient(thread, at.lane), column_in_block);
+    at.sum_block = vector_blocks.quotient(block, vector_block);
+    const int32_t unit_block = column_blocks.quotient(at.sum_block, column_block);
     at.vector = vector_block * static_cast<int32_t>(lanes.divisor) + at.lane;
-    at.column = column_block * static_cast<int32_t>(columns.divisor) + at.column_in_block;
-    const int32_t unit = unit_block * units_per_block + at.unit_in_block;
+    at.column = column_block * static_cast<int32_t>(columns.divisor) + column_in_block;
+    set_unit(at, unit_block * units_per_block + unit_in_block);
+    return at;
+  }
+  __device__ __forceinline__ void set_unit(Place& at, int32_t unit) const {
+    at.unit = unit;
     at.inside = at.vector < vectors && at.column < width && unit < units;
     int32_t first;
     at.image = strips.quotient(unit, first);
     at.row = first * strip;
     at.row_end = at.row + strip < rows ? at.row + strip : rows;
-    return at;
   }
 };
 
@@ -200,7 +215,7 @@ struct PlaneTiles {
 
 // Elements by which p lies behind a multiple of 16 bytes.
 template <class T>
-__device__ __forceinline__ int32_t lead_of(const T* p) {
+__host__ __device__ __forceinline__ int32_t lead_of(const T* p) {
   return static_cast<int32_t>(reinterpret_cast<uintptr_t>(p) % 16 / sizeof(T));
 }
 
