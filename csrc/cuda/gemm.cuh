@@ -14,6 +14,7 @@
 // The next rung, tensor cores, makes 8 to 15 times as many multiply-adds in that time, in tf32, f16 and bf16.
 #pragma once
 
+#include "../core/problem.h"
 #include "runtime.cuh"
 
 namespace fastconv::FASTCONV_GPU {
@@ -190,7 +191,8 @@ __device__ __forceinline__ void multiply(Left& left, Right& right, int first, in
 }
 
 // The tiles, from the largest. Where there are too few pixels or filters the smaller ones waste less; the third is for
-// up to 32 filters. fp64 has half the registers, and a quarter of the values in 16 bytes of f16.
+// up to 32 filters. A step brings 16 bytes to a thread, where that fits. Only fp32 has all three: fp64's sums take twice
+// the registers, and half precision should take tensor cores anyway.
 template <class T, int Which>
 struct TileOf;
 template <class T>
@@ -220,12 +222,18 @@ struct TileSize {
 constexpr int kTiles = 3;
 constexpr TileSize kTileSizes[kTiles] = {{128, 128}, {64, 64}, {128, 32}};
 
-// Calls f with a GemmTile.
+inline bool has_tile(DType dtype, int64_t tile) {
+  return tile == 1 || (tile == 0 ? dtype != DType::f64 : dtype == DType::f32 || dtype == DType::f64);
+}
+
+// Calls f with a GemmTile that has_tile() knows.
 template <class T, class F>
-Status with_tile(int64_t which, F&& f) {
+Status with_tile(int64_t tile, F&& f) {
   if constexpr (!std::is_same_v<T, double>)
-    if (which == 0) return f(typename TileOf<T, 0>::type{});
-  return which == 2 ? f(typename TileOf<T, 2>::type{}) : f(typename TileOf<T, 1>::type{});
+    if (tile == 0) return f(typename TileOf<T, 0>::type{});
+  if constexpr (sizeof(T) > 2)
+    if (tile == 2) return f(typename TileOf<T, 2>::type{});
+  return f(typename TileOf<T, 1>::type{});
 }
 
 }  // namespace fastconv::FASTCONV_GPU

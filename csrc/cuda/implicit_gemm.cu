@@ -221,7 +221,8 @@ GemmChoice predict_tile(DType dtype, int64_t tile, const std::vector<GemmSize>& 
 
 GemmChoice choose_tile(DType dtype, const std::vector<GemmSize>& products) {
   GemmChoice best;
-  for (int64_t tile = dtype == DType::f64 ? 1 : 0; tile < kTiles; ++tile) {
+  for (int64_t tile = 0; tile < kTiles; ++tile) {
+    if (!has_tile(dtype, tile)) continue;
     const GemmChoice c = predict_tile(dtype, tile, products);
     if (best.macs == 0 || c.seconds < best.seconds) best = c;
   }

@@ -89,7 +89,8 @@ WeightPlan plan_weight(DType dtype, int64_t pixels, int64_t depth, int64_t filte
   const int64_t sum_bytes = dtype == DType::f64 ? 8 : 4;
   const int64_t each = filters * groups * div_up(depth + bias, kPiece) * kPiece * sum_bytes;
   WeightPlan best;
-  for (int64_t tile = dtype == DType::f64 ? 1 : 0; tile < kTiles; ++tile) {
+  for (int64_t tile = 0; tile < kTiles; ++tile) {
+    if (!has_tile(dtype, tile)) continue;
     const int64_t blocks =
         div_up(depth + bias, kTileSizes[tile].rows) * div_up(filters, kTileSizes[tile].columns) * groups;
     if (blocks == 0) return best;
