@@ -261,14 +261,15 @@ depthwise_planes(DepthwiseShape shape, PlaneTiles tiles, Divider<int32_t> channe
 // Any strides, window and multiplier: a thread for each element written.
 template <class Index>
 struct DepthwiseAny {
-  Divider<Index> d1, d2, d3;  // sizes of the three fastest dimensions of what is written
-  bool channels_last = false;
+  Elements<Index> elements;  // of what is written
   Divider<Index> multiplier, stride_h, stride_w;
-  Index count = 0, h = 0, w = 0, p = 0, q = 0, r = 0, s = 0, pad_top = 0, pad_left = 0, dilation_h = 1, dilation_w = 1;
+  Index h = 0, w = 0, p = 0, q = 0, r = 0, s = 0, pad_top = 0, pad_left = 0, dilation_h = 1, dilation_w = 1;
   Strides<Index> xs, ws, ys;
 
   explicit DepthwiseAny(const ConvProblem& c)
-      : multiplier(c.group_k()),
+      : elements(c.pass == Pass::forward ? Elements<Index>(c.y_sizes(), c.y_strides)
+                                         : Elements<Index>(c.x_sizes(), c.x_strides)),
+        multiplier(c.group_k()),
         stride_h(c.stride_h),
         stride_w(c.stride_w),
         h(static_cast<Index>(c.h)),
@@ -283,32 +284,16 @@ struct DepthwiseAny {
         dilation_w(static_cast<Index>(c.dilation_w)),
         xs(c.x_strides),
         ws(c.weight_strides),
-        ys(c.y_strides) {
-    const bool forward = c.pass == Pass::forward;
-    const Sizes4 sizes = forward ? c.y_sizes() : c.x_sizes();
-    const Strides4& strides = forward ? c.y_strides : c.x_strides;
-    channels_last = sizes[1] > 1 && strides[1] <= strides[3];
-    d1 = Divider<Index>(channels_last ? sizes[2] : sizes[1]);
-    d2 = Divider<Index>(channels_last ? sizes[3] : sizes[2]);
-    d3 = Divider<Index>(channels_last ? sizes[1] : sizes[3]);
-    count = static_cast<Index>(sizes[0] * sizes[1] * sizes[2] * sizes[3]);
-  }
-  __device__ __forceinline__ void at(Index i, Index& n, Index& c, Index& row, Index& column) const {
-    Index a, b, d;
-    n = d1.quotient(d2.quotient(d3.quotient(i, d), b), a);
-    c = channels_last ? d : a;
-    row = channels_last ? a : b;
-    column = channels_last ? b : d;
-  }
+        ys(c.y_strides) {}
 };
 
 template <class T, class Index>
 __global__ void __launch_bounds__(kTileThreads, 2)
 depthwise_any(DepthwiseAny<Index> g, const T* x, const T* filter, T* y, Epilogue<T, Index> epilogue) {
   const Index i = static_cast<Index>(blockIdx.x) * kTileThreads + static_cast<Index>(threadIdx.x);
-  if (i >= g.count) return;
+  if (i >= g.elements.count) return;
   Index n, k, p, q;
-  g.at(i, n, k, p, q);
+  g.elements.at(i, n, k, p, q);
   const Index plane = n * g.xs.n + g.multiplier.quotient(k) * g.xs.c;
   const Index top = p * static_cast<Index>(g.stride_h.divisor) - g.pad_top;
   const Index left = q * static_cast<Index>(g.stride_w.divisor) - g.pad_left;
@@ -329,9 +314,9 @@ template <class T, class Index>
 __global__ void __launch_bounds__(kTileThreads, 2)
 depthwise_any_gradient(DepthwiseAny<Index> g, T* dx, const T* filter, GradOutput<T, Index> dy) {
   const Index i = static_cast<Index>(blockIdx.x) * kTileThreads + static_cast<Index>(threadIdx.x);
-  if (i >= g.count) return;
+  if (i >= g.elements.count) return;
   Index n, c, h, w;
-  g.at(i, n, c, h, w);
+  g.elements.at(i, n, c, h, w);
   const Index filters = static_cast<Index>(g.multiplier.divisor);
   Compute<T> sum = 0;
   for (Index k = c * filters; k < (c + 1) * filters; ++k) {

@@ -29,7 +29,7 @@ Status run_gather(const PoolPlan& plan, const PoolOperands& o, const Execution& 
   const int64_t blocks = blocks_for(p.n * p.c * p.p * p.q);
   if (blocks > kMostBlocks) return Status::refuse("has more outputs than a grid has threads");
   return launch("max_pool gather", pool_gather<Word>, grid_of(blocks), block_of(kTileThreads), 0, execution.stream,
-                PoolWindow<int64_t>(p), PoolElements<int64_t>(p.y_sizes(), p.y_strides), Strides<int64_t>(p.x_strides),
+                PoolWindow<int64_t>(p), Elements<int64_t>(p.y_sizes(), p.y_strides), Strides<int64_t>(p.x_strides),
                 Strides<int64_t>(p.y_strides), Strides<int64_t>(p.offset_strides), static_cast<const Word*>(o.x),
                 static_cast<Word*>(o.y), o.offsets, static_cast<int>(p.offset_bytes));
 }

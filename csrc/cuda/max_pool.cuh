@@ -101,8 +101,8 @@ struct MaximumGradient {
 
 // y = x at the offset, 0 where there is none or it leads out of the plane. Word has the bits of an element.
 template <class Word>
-__global__ void __launch_bounds__(kTileThreads, 4)
-pool_gather(PoolWindow<int64_t> g, PoolElements<int64_t> elements, Strides<int64_t> xs, Strides<int64_t> ys,
+__global__ void __launch_bounds__(kTileThreads, kPoolBlocks)
+pool_gather(PoolWindow<int64_t> g, Elements<int64_t> elements, Strides<int64_t> xs, Strides<int64_t> ys,
             Strides<int64_t> os, const Word* x, Word* y, const void* offsets, int offset_bytes) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kTileThreads + threadIdx.x;
   if (i >= elements.count) return;

@@ -5,17 +5,13 @@
 // instructions, r * s comparisons an output: a 3x3 window of stride 1 therefore slides down, 3 new elements an output.
 // A faster kernel would share the sums of columns among lanes too, and store 16 bytes at a time in NCHW.
 //
-// An operation Op gives T, State, begin(code), take(state, value, code), join(state, lower, code), finish(state, p, q),
-// and `offsets`: whether codes are stored.
+// An operation Op gives T, State, begin(code), take(state, value, code), join(state, lower, code), finish(state, p, q);
+// kOffsets: whether states have codes; kSlidesChannels: whether sliding pays in NHWC.
 #pragma once
 
 #include "pool_window.cuh"
 
 namespace fastconv::FASTCONV_GPU {
-
-// Blocks on a multiprocessor: 64 registers a thread, or 80 where 64-bit indices or three rows of states need them.
-template <bool Large>
-constexpr int kPoolBlocks = Large ? 3 : 4;
 
 constexpr int kSlideRows = 3;  // window rows, stride 1, no dilation
 
@@ -84,8 +80,8 @@ __device__ __forceinline__ void reduce_column(const Op& op, const PoolSource<typ
 }
 
 template <class Op, class Index>
-__global__ void __launch_bounds__(kTileThreads, kPoolBlocks<sizeof(Index) == 8>)
-pool_any(Op op, PoolWindow<Index> g, PoolElements<Index> elements, Strides<Index> xs, Strides<Index> ys,
+__global__ void __launch_bounds__(kTileThreads, kAnyBlocks<Index>)
+pool_any(Op op, PoolWindow<Index> g, Elements<Index> elements, Strides<Index> xs, Strides<Index> ys,
          Strides<Index> os, const typename Op::T* x, typename Op::T* y, void* offsets, int offset_bytes) {
   const Index i = static_cast<Index>(blockIdx.x) * kTileThreads + static_cast<Index>(threadIdx.x);
   if (i >= elements.count) return;
@@ -94,12 +90,14 @@ pool_any(Op op, PoolWindow<Index> g, PoolElements<Index> elements, Strides<Index
   const PoolSource<typename Op::T, Index> from{x, n * xs.n + c * xs.c, xs.h, xs.w};
   reduce_column<false, 1>(op, from, g, q, p, p + 1, [&](Index, const auto& state) {
     y[ys.at(n, c, p, q)] = op.finish(state[0], p, q);
-    if (Op::kOffsets && offsets) store_code(offsets, offset_bytes, os.at(n, c, p, q), state[0].code);
+    if constexpr (Op::kOffsets) {
+      if (offsets) store_code(offsets, offset_bytes, os.at(n, c, p, q), state[0].code);
+    }
   });
 }
 
 template <bool Slides, class Op>
-__global__ void __launch_bounds__(kTileThreads, kPoolBlocks<Slides>)
+__global__ void __launch_bounds__(kTileThreads, Slides ? kSlideBlocks : kPoolBlocks)
 pool_channels(Op op, PoolWindow<int32_t> g, ChannelTiles tiles, Strides<int32_t> xs, Strides<int32_t> ys,
               Strides<int32_t> os, const typename Op::T* x, typename Op::T* y, uint8_t* offsets) {
   using T = typename Op::T;
@@ -123,7 +121,7 @@ pool_channels(Op op, PoolWindow<int32_t> g, ChannelTiles tiles, Strides<int32_t>
 }
 
 template <bool Slides, class Op>
-__global__ void __launch_bounds__(kTileThreads, 4)
+__global__ void __launch_bounds__(kTileThreads, kPoolBlocks)
 pool_planes(Op op, PoolWindow<int32_t> g, PlaneTiles tiles, const typename Op::T* x, typename Op::T* y,
             uint8_t* offsets) {
   using T = typename Op::T;
@@ -140,7 +138,9 @@ pool_planes(Op op, PoolWindow<int32_t> g, PlaneTiles tiles, const typename Op::T
     reduce_column<Slides, 1>(op, from, g, at.column, at.row, at.row_end, [&](int32_t p, const auto& state) {
       const int64_t to = result + (at.plane * tiles.rows + p) * tiles.width + at.column;
       y[to] = op.finish(state[0], p, at.column);
-      if (Op::kOffsets && offsets) store_code(offsets, 1, to, state[0].code);
+      if constexpr (Op::kOffsets) {
+        if (offsets) store_code(offsets, 1, to, state[0].code);
+      }
     });
   }
 }
@@ -228,7 +228,7 @@ Status run_pool_forward(const char* name, const PoolPlan& plan, const PoolOperan
     using Index = decltype(index);
     const auto op = make(index);
     using Op = std::decay_t<decltype(op)>;
-    const PoolElements<Index> elements(p.y_sizes(), p.y_strides);
+    const Elements<Index> elements(p.y_sizes(), p.y_strides);
     const int64_t blocks = blocks_for(p.n * p.c * p.p * p.q);
     if (blocks > kMostBlocks) return Status::refuse("has more outputs than a grid has threads");
     return launch(name, pool_any<Op, Index>, grid_of(blocks), block_of(kTileThreads), 0, stream, op,

@@ -31,8 +31,8 @@ __device__ __forceinline__ Vector<typename Op::T, V> gather_covers(const Op& op,
 }
 
 template <class Op, class Index>
-__global__ void __launch_bounds__(kTileThreads, 4)
-pool_gradient_any(Op op, PoolWindow<Index> g, PoolElements<Index> elements, Strides<Index> xs, Strides<Index> ys,
+__global__ void __launch_bounds__(kTileThreads, kAnyBlocks<Index>)
+pool_gradient_any(Op op, PoolWindow<Index> g, Elements<Index> elements, Strides<Index> xs, Strides<Index> ys,
                   typename Op::T* dx, const typename Op::T* dy) {
   const Index i = static_cast<Index>(blockIdx.x) * kTileThreads + static_cast<Index>(threadIdx.x);
   if (i >= elements.count) return;
@@ -42,7 +42,7 @@ pool_gradient_any(Op op, PoolWindow<Index> g, PoolElements<Index> elements, Stri
 }
 
 template <class Op>
-__global__ void __launch_bounds__(kTileThreads, 4)
+__global__ void __launch_bounds__(kTileThreads, kPoolBlocks)
 pool_gradient_channels(Op op, PoolWindow<int32_t> g, ChannelTiles tiles, Strides<int32_t> xs, Strides<int32_t> ys,
                        typename Op::T* dx, const typename Op::T* dy) {
   constexpr int V = kFullVector<typename Op::T>;
@@ -93,7 +93,7 @@ Status run_pool_gradient(const char* name, const PoolPlan& plan, const PoolOpera
   const auto any = [&](auto index) {
     using Index = decltype(index);
     const auto op = make(index);
-    const PoolElements<Index> elements(p.x_sizes(), p.x_strides);
+    const Elements<Index> elements(p.x_sizes(), p.x_strides);
     const int64_t blocks = blocks_for(p.n * p.c * p.h * p.w);
     if (blocks > kMostBlocks) return Status::refuse("has more elements than a grid has threads");
     return launch(name, pool_gradient_any<std::decay_t<decltype(op)>, Index>, grid_of(blocks), block_of(kTileThreads),

@@ -76,6 +76,11 @@ inline bool fits_int32(const PoolProblem& p) {
   return true;
 }
 
+// Blocks on a multiprocessor, so that a thread may have 64 registers, 80 or 128.
+constexpr int kPoolBlocks = 4, kSlideBlocks = 3;
+template <class Index>
+constexpr int kAnyBlocks = sizeof(Index) == 8 ? 2 : 4;
+
 // How a pooling kernel walks; PoolPlan::detail[0].
 enum class PoolPath : int64_t {
   any,       // a thread for each element written: any strides
@@ -84,29 +89,5 @@ enum class PoolPath : int64_t {
   windows,   // average: threads share a window
 };
 enum PoolDetail { kPoolPath, kPoolInt32, kPoolSlides, kPoolSplits, kPoolWindowThreads };
-
-// Coordinates of the element that a thread of path `any` writes: neighbouring threads are neighbours in memory.
-template <class Index>
-struct PoolElements {
-  Divider<Index> d1, d2, d3;  // sizes of the three fastest dimensions, the fastest last
-  bool channels_last = false;
-  Index count = 0;
-
-  PoolElements() = default;
-  PoolElements(const Sizes4& sizes, const Strides4& strides)
-      : channels_last(sizes[1] > 1 && strides[1] <= strides[3]),
-        count(static_cast<Index>(sizes[0] * sizes[1] * sizes[2] * sizes[3])) {
-    d1 = Divider<Index>(channels_last ? sizes[2] : sizes[1]);
-    d2 = Divider<Index>(channels_last ? sizes[3] : sizes[2]);
-    d3 = Divider<Index>(channels_last ? sizes[1] : sizes[3]);
-  }
-  __device__ __forceinline__ void at(Index i, Index& n, Index& c, Index& h, Index& w) const {
-    Index a, b, d;
-    n = d1.quotient(d2.quotient(d3.quotient(i, d), b), a);
-    c = channels_last ? d : a;
-    h = channels_last ? a : b;
-    w = channels_last ? b : d;
-  }
-};
 
 }  // namespace fastconv::FASTCONV_GPU

@@ -43,6 +43,33 @@ inline int64_t blocks_for(int64_t threads) { return div_up(threads, kTileThreads
 
 inline bool is_aligned(const void* p, int64_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
+// --- any strides -----------------------------------------------------------------------------------------------------
+
+// Coordinates of a tensor's elements in an order in which neighbours are neighbours in memory.
+template <class Index>
+struct Elements {
+  Divider<Index> d1, d2, d3;  // sizes of the three fastest dimensions, the fastest last
+  bool channels_last = false;
+  Index count = 0;
+
+  Elements() = default;
+  Elements(const Sizes4& sizes, bool by_pixels)
+      : channels_last(by_pixels), count(static_cast<Index>(sizes[0] * sizes[1] * sizes[2] * sizes[3])) {
+    d1 = Divider<Index>(channels_last ? sizes[2] : sizes[1]);
+    d2 = Divider<Index>(channels_last ? sizes[3] : sizes[2]);
+    d3 = Divider<Index>(channels_last ? sizes[1] : sizes[3]);
+  }
+  Elements(const Sizes4& sizes, const Strides4& strides)
+      : Elements(sizes, sizes[1] > 1 && strides[1] <= (sizes[3] > 1 ? strides[3] : strides[2])) {}
+  __device__ __forceinline__ void at(Index i, Index& n, Index& c, Index& h, Index& w) const {
+    Index a, b, d;
+    n = d1.quotient(d2.quotient(d3.quotient(i, d), b), a);
+    c = channels_last ? d : a;
+    h = channels_last ? a : b;
+    w = channels_last ? b : d;
+  }
+};
+
 // --- NHWC ------------------------------------------------------------------------------------------------------------
 
 // A thread has one vector of channels, one column, and one strip of rows of an image. Threads of a block: channel
