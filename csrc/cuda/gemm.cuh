@@ -21,7 +21,8 @@ namespace fastconv::FASTCONV_GPU {
 
 constexpr int kGemmThreads = 256;
 // Products are summed in chains of so many, and the chains then: in fp32 the rounding errors of a running sum of 4608
-// (512 channels, 3x3) would be 7 times those of torch's CPU convolution, so they are about as large. 1/128 more additions.
+// (512 channels, 3x3) would be 7 times those of torch's CPU convolution, so they are about as large.
+// 1/128 more additions. In fp64 a chain has any length.
 constexpr int kChain = 128;
 constexpr int kPiece = 4;  // sums lie in pieces of 4 x 4: as many values as one 16-byte access of shared memory
 
@@ -160,7 +161,7 @@ __device__ __forceinline__ void multiply(Left& left, Right& right, int first, in
   int stage = 0;
   for (int d = first; d < last;) {
     Sum chain[kRows][kColumns] = {};
-    const int end = last - d > kChain ? d + kChain : last;
+    const int end = std::is_same_v<Sum, float> && last - d > kChain ? d + kChain : last;
     for (; d < end; d += Tile::kDepth) {
       const bool more = d + Tile::kDepth < last;
       if (more) {
@@ -191,8 +192,8 @@ __device__ __forceinline__ void multiply(Left& left, Right& right, int first, in
 }
 
 // The tiles, from the largest. Where there are too few pixels or filters the smaller ones waste less; the third is for
-// up to 32 filters. A step brings 16 bytes to a thread, where that fits. Only fp32 has all three: fp64's sums take twice
-// the registers, and half precision should take tensor cores anyway.
+// up to 32 filters. A step brings 16 bytes to a thread, where that fits. Only fp32 has all three: fp64 takes twice the
+// registers, and half precision should take tensor cores anyway.
 template <class T, int Which>
 struct TileOf;
 template <class T>
@@ -211,11 +212,6 @@ template <>
 struct TileOf<double, 1> {
   using type = GemmTile<double, 64, 64, 8, 1, 1>;
 };
-template <>
-struct TileOf<double, 2> {
-  using type = GemmTile<double, 128, 32, 8, 1, 1>;
-};
-
 struct TileSize {
   int rows, columns;
 };
@@ -223,7 +219,7 @@ constexpr int kTiles = 3;
 constexpr TileSize kTileSizes[kTiles] = {{128, 128}, {64, 64}, {128, 32}};
 
 inline bool has_tile(DType dtype, int64_t tile) {
-  return tile == 1 || (tile == 0 ? dtype != DType::f64 : dtype == DType::f32 || dtype == DType::f64);
+  return tile == 1 || dtype == DType::f32 || (tile == 0 && dtype != DType::f64);
 }
 
 // Calls f with a GemmTile that has_tile() knows.
@@ -231,7 +227,7 @@ template <class T, class F>
 Status with_tile(int64_t tile, F&& f) {
   if constexpr (!std::is_same_v<T, double>)
     if (tile == 0) return f(typename TileOf<T, 0>::type{});
-  if constexpr (sizeof(T) > 2)
+  if constexpr (std::is_same_v<T, float>)
     if (tile == 2) return f(typename TileOf<T, 2>::type{});
   return f(typename TileOf<T, 1>::type{});
 }
