@@ -2,6 +2,7 @@
 # make test     set up, build, run the tests              TEST_ARGS="-k pool -x"
 # make build    set up, build
 # make clean    undo all three
+# make gpu-baseline   what PyTorch alone reaches on this NVIDIA GPU, in 5 minutes; sets up and builds nothing
 #
 # PYTHON=...    the interpreter to start from (default python3): used itself if it has torch >= 2.10, else for .venv
 # PIP_ARGS=...  for pip, e.g. an index of CPU builds of torch
@@ -10,6 +11,7 @@
 PYTHON ?= python3
 BENCH_ARGS ?= vgg16 --image china
 TEST_ARGS ?=
+BASELINE_ARGS ?=
 
 # Prints the interpreter to use, after setting it up; ninja decides what of the extension is stale.
 SETUP = python="$$($(PYTHON) build_tools/environment.py)"
@@ -29,6 +31,10 @@ bench:
 
 test:
 	@$(SETUP) && $(BUILD) && "$$python" -m pytest $(TEST_ARGS)
+
+.PHONY: gpu-baseline
+gpu-baseline:
+	@$(PYTHON) -m benchmarks.gpu.baseline $(BASELINE_ARGS)
 
 clean:
 	rm -rf build dist .venv *.egg-info .pytest_cache .hypothesis

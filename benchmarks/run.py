@@ -2,13 +2,12 @@
 
 import contextlib
 import json
-import os
 import pathlib
 
 import fastconv
 import torch
 
-from . import inputs, machine, measure, models, networks, peers, report, verify
+from . import files, inputs, machine, measure, models, networks, peers, report, verify
 from .progress import progress
 from .rows import row_of
 
@@ -259,14 +258,7 @@ class Bench:
 
 
 def write_json(path, data):
-    """Write under a temporary name beside `path`, then rename: no reader ever sees half a file."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.replace(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 def run(arguments):
