@@ -186,7 +186,8 @@ class SourcePixels {
       return zero;
     }
     const int at = group_at + g.source.strides.at(image[i], step.channel, ih, iw);
-    const int mask_at = g.source.output ? mask_group_at + g.source.output_strides.at(image[i], step.channel, ih, iw) : 0;
+    const int mask_at =
+        g.source.output ? mask_group_at + g.source.output_strides.at(image[i], step.channel, ih, iw) : 0;
     return read_source<N>(g.source, at, mask_at);
   }
 

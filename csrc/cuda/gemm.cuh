@@ -1,12 +1,12 @@
 // The tiled matrix product that im2col and implicit_gemm share: sums[i][j] = sum over d of left[d][i] * right[d][j].
 //
-// A block of 256 threads makes a tile of sums. Step by step over the depth, every thread reads a few values of both
-// operands from global memory into registers, multiplies the step that lies in shared memory, and only then writes the
-// values it read into the other half of shared memory: one barrier for each step, and the multiply-adds hide the latency
-// of global memory. (cp.async would spare those registers from sm_80 on; this one runs on sm_75 too.)
+// A block of 256 threads makes a tile of sums. Step by step over the depth, every thread reads some values of both
+// operands from global memory into registers, multiplies the step that lies in shared memory, and only then writes what
+// it read into the other half of shared memory: one barrier for each step, and the multiply-adds hide the latency of
+// global memory. (cp.async would spare those registers from sm_80 on; this one runs on sm_75 too.)
 //
 // Arithmetic intensity of the 128 x 128 tile in fp32. A step of depth 1 is 2 * 128 * 128 FLOP.
-//   global: 128 + 128 values, 32 FLOP per byte. An H200 balances at 67 TFLOP/s / 4.8 TB/s = 14: memory no longer bounds.
+//   global: 128 + 128 values, 32 FLOP per byte. An H200 balances at 67 TFLOP/s / 4.8 TB/s = 14: memory does not bound.
 //   shared: a thread reads 8 + 8 values for its 8 x 8 sums, 2 FLOP per byte; without register tiles it would be 0.25.
 //   A multiprocessor makes 128 multiply-adds in a cycle and serves 16-byte reads of a quarter of a warp. A warp's
 //   4 reads for 2048 multiply-adds take 16 cycles, as the multiply-adds do: tiles of 4 x 4, half as intense, are bound
@@ -44,8 +44,8 @@ struct GemmTile {
   // 4 more values per row of shared memory: values that lie along the depth spread over the banks when written.
   static constexpr int kRowPitch = Rows + 4, kColumnPitch = Columns + 4;
   // A thread has two sets of sums. 2 x 64 take 180 registers, which leaves room for one block on a multiprocessor: 8
-  // warps, each with 64 independent multiply-adds. 2 x 16 fit into 128 registers, two blocks.
-  static constexpr int kBlocksPerSm = RowPieces * ColumnPieces > 1 ? 1 : 2;
+  // warps, each with 64 independent multiply-adds. 2 x 32 fit into 128 registers, two blocks.
+  static constexpr int kBlocksPerSm = RowPieces * ColumnPieces > 2 ? 1 : 2;
 };
 
 template <class Tile>
@@ -69,7 +69,8 @@ __device__ __forceinline__ int piece_row(int piece) {
 template <class Tile>
 __device__ __forceinline__ int piece_column(int piece) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  return warp % Tile::kWarpsAcross * Tile::kWarpColumns + piece * Tile::kColumnStep + lane % Tile::kColumnLanes * kPiece;
+  return warp % Tile::kWarpsAcross * Tile::kWarpColumns + piece * Tile::kColumnStep +
+         lane % Tile::kColumnLanes * kPiece;
 }
 
 // How the 256 threads share the filling of one operand's step, Extent x Depth values: every thread brings kValues, as
@@ -130,7 +131,7 @@ __device__ __forceinline__ void read_piece(const Sum* shared, Sum* piece) {
   }
 }
 
-// A piece's four neighbouring results into global memory. `to` is aligned to 16 bytes, or to the four values if smaller.
+// A piece's four neighbouring results into global memory. `to` is aligned to 16 bytes, or to four values if smaller.
 template <class T>
 __device__ __forceinline__ void store_piece(T* to, const T (&values)[kPiece]) {
   constexpr int kMost = 16 / static_cast<int>(sizeof(T)), kAtOnce = kMost < kPiece ? kMost : kPiece;
@@ -191,9 +192,9 @@ __device__ __forceinline__ void multiply(Left& left, Right& right, int first, in
   }
 }
 
-// The tiles, from the largest. Where there are too few pixels or filters the smaller ones waste less; the third is for
-// up to 32 filters. A step brings 16 bytes to a thread, where that fits. Only fp32 has all three: fp64 takes twice the
-// registers, and half precision should take tensor cores anyway.
+// The tiles. Where there are few pixels or filters the smaller ones waste less; the last two are for 32 and for 64
+// filters. A step brings 16 bytes to a thread, where that fits. Only fp32 has all four: fp64 takes twice the registers,
+// and half precision should take tensor cores anyway.
 template <class T, int Which>
 struct TileOf;
 template <class T>
@@ -208,6 +209,10 @@ template <class T>
 struct TileOf<T, 2> {
   using type = GemmTile<T, 128, 32, 16, 1, 1>;
 };
+template <class T>
+struct TileOf<T, 3> {
+  using type = GemmTile<T, 128, 64, 16, 2, 1>;
+};
 template <>
 struct TileOf<double, 1> {
   using type = GemmTile<double, 64, 64, 8, 1, 1>;
@@ -215,8 +220,8 @@ struct TileOf<double, 1> {
 struct TileSize {
   int rows, columns;
 };
-constexpr int kTiles = 3;
-constexpr TileSize kTileSizes[kTiles] = {{128, 128}, {64, 64}, {128, 32}};
+constexpr int kTiles = 4;
+constexpr TileSize kTileSizes[kTiles] = {{128, 128}, {64, 64}, {128, 32}, {128, 64}};
 
 inline bool has_tile(DType dtype, int64_t tile) {
   return tile == 1 || dtype == DType::f32 || (tile == 0 && dtype != DType::f64);
@@ -227,8 +232,10 @@ template <class T, class F>
 Status with_tile(int64_t tile, F&& f) {
   if constexpr (!std::is_same_v<T, double>)
     if (tile == 0) return f(typename TileOf<T, 0>::type{});
-  if constexpr (std::is_same_v<T, float>)
+  if constexpr (std::is_same_v<T, float>) {
     if (tile == 2) return f(typename TileOf<T, 2>::type{});
+    if (tile == 3) return f(typename TileOf<T, 3>::type{});
+  }
   return f(typename TileOf<T, 1>::type{});
 }
 

@@ -1,4 +1,4 @@
-// Rung two: the textbook's column matrix. The input is copied r * s times over, block by block of the batch, so that the
+// Rung two: the textbook's column matrix. The input is copied r * s times over, block by block of the batch, and the
 // convolution becomes one plain matrix product, which is the 1x1 convolution of implicit_gemm.
 //
 // Arithmetic intensity: the product's is gemm.cuh's, 32 FLOP per byte of its reads. The matrix adds to the traffic of

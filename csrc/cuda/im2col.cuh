@@ -33,7 +33,8 @@ __device__ __forceinline__ DepthStep column_step(const ColumnShape& g, int d) {
 }
 
 // The offset of the input's value under a tap, or -1 in the padding.
-__device__ __forceinline__ int input_offset(const ColumnShape& g, const PixelIndex& p, const DepthStep& step, int group) {
+__device__ __forceinline__ int input_offset(const ColumnShape& g, const PixelIndex& p, const DepthStep& step,
+                                            int group) {
   const int h = p.row * g.rows.scale + g.rows.shift + step.row * g.rows.shift_step;
   const int w = p.column * g.columns.scale + g.columns.shift + step.column * g.columns.shift_step;
   if (static_cast<unsigned>(h) >= static_cast<unsigned>(g.rows.source) ||
@@ -93,7 +94,8 @@ __global__ void __launch_bounds__(kColumnThreads)
   const int group = g.by_channels.quotient(c, channel);
   const ColumnMatrix& m = g.matrix;
   const int taps = g.rows.taps * g.columns.taps;
-  const Compute<T>* from = columns + group * m.group_stride + (m.channels_last ? channel : channel * taps) * m.depth_stride;
+  const int first = (m.channels_last ? channel : channel * taps) * m.depth_stride;
+  const Compute<T>* from = columns + group * m.group_stride + first;
   const int tap_stride = (m.channels_last ? g.channels : 1) * m.depth_stride;
   Compute<T> sum = 0;
   for (int r = 0; r < g.rows.taps; ++r) {

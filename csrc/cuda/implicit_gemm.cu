@@ -4,9 +4,9 @@
 // Arithmetic intensity: gemm.cuh's, 32 FLOP per byte read from the caches with 128 x 128 tiles in fp32. Device memory
 // moves each operand about once (the taps that read a pixel again find it in L1 or L2): for 3x3 with 256 channels and
 // filters some 500 FLOP per byte. Multiply-adds bound it: 67 TFLOP/s of fp32 on an H200.
-// Against im2col: no column matrix, r * s times the input, written and read again. The price is the index arithmetic, two
-// divisions by multiplication and a bounds check for each value brought into shared memory, 64 or more of whose
-// multiply-adds follow. The next rung, tensor cores, keeps all of this and replaces the multiply-adds.
+// Against im2col: no column matrix, r * s times the input, written and read again. The price is the index arithmetic:
+// two divisions, made by multiplications, for 4 or 8 values brought into shared memory, and a bounds check for each; a
+// value is then used 32 to 128 times. The next rung, tensor cores, keeps all of this and replaces the multiply-adds.
 #include "implicit_gemm.cuh"
 
 #include <algorithm>
@@ -183,7 +183,8 @@ Status GatherLaunch<T>::run(int64_t tile, void* stream) const {
       g.by_column_phases = Divider<int32_t>(g.column_phases);
       std::copy_n(rows.begin() + row, g.row_phases, g.rows);
       std::copy_n(columns.begin() + column, g.column_phases, g.columns);
-      const int64_t pixels = int64_t{g.images} * g.rows[0].count * g.columns[0].count;  // the first phase is the largest
+      // The first phase is the largest.
+      const int64_t pixels = int64_t{g.images} * g.rows[0].count * g.columns[0].count;
       const TileSize size = kTileSizes[tile];
       const dim3 grid{static_cast<unsigned>(div_up(pixels, size.rows)),
                       static_cast<unsigned>(div_up(g.filters, size.columns)),
@@ -202,7 +203,7 @@ GemmChoice predict_tile(DType dtype, int64_t tile, const std::vector<GemmSize>& 
   // H200: 67 TFLOP/s of fp32 in 132 multiprocessors, half of it in fp64. The tiles' shares of it are assumed, from what
   // their accesses of shared memory leave to multiply-adds; not measured yet.
   constexpr double kMultiprocessors = 132, kMacsPerSecond = 67e12 / 2 / kMultiprocessors;
-  constexpr double kShare[kTiles] = {0.75, 0.55, 0.5};
+  constexpr double kShare[kTiles] = {0.75, 0.55, 0.5, 0.65};
   const TileSize size = kTileSizes[tile];
   GemmChoice c;
   c.tile = tile;
@@ -236,6 +237,8 @@ double predicted_seconds(double seconds, int64_t bytes, int launches) {
 
 Status refuse_large(const ConvProblem& p) {
   if (!fits_int32(p)) return Status::refuse("beyond 2^31 elements; direct takes it");
+  if (std::max(p.h + p.pad_top + p.pad_bottom, p.w + p.pad_left + p.pad_right) > -int64_t{kOutside})
+    return Status::refuse("an image side beyond 2^30; direct takes it");
   if (p.groups > 65535) return Status::refuse("more than 65535 groups, the most that a grid takes");
   if (std::max(p.k, p.c) > int64_t{65535} * 32) return Status::refuse("more filters or channels than a grid takes");
   return {};

@@ -1,4 +1,4 @@
-// What im2col borrows from implicit_gemm: a convolution with a 1x1 window is the plain matrix product that im2col needs.
+// What im2col borrows from implicit_gemm: a convolution with a 1x1 window is the matrix product that im2col needs.
 #pragma once
 
 #include <vector>

@@ -43,8 +43,8 @@ struct SliceSums {
   Compute<T> v[kReduceThreads];
 };
 
-// Adds the splits, in order. Where they are many, `slices` threads share the splits of one weight: few weights have many
-// splits, and one thread would wait for each in turn.
+// Adds the splits, in order. Where they are many, `slices` threads share the splits of one weight: then there are few
+// weights, and one thread would wait for each split in turn.
 template <class T>
 __global__ void __launch_bounds__(kReduceThreads)
     reduce_kernel(const WeightGradient<T> g, const WeightOutput<T> out, int splits, int slices,
@@ -83,7 +83,7 @@ int64_t split_size(int64_t pixels, int64_t splits) {
 }  // namespace
 
 WeightPlan plan_weight(DType dtype, int64_t pixels, int64_t depth, int64_t filters, int64_t groups, bool bias) {
-  constexpr int64_t kBlocks = 4 * 132;           // 2 on each of an H200's multiprocessors, twice: the last ones matter less
+  constexpr int64_t kBlocks = 4 * 132;            // 4 on each of an H200's multiprocessors: an even load
   constexpr int64_t kFewest = 256, kMost = 4096;  // pixels of a split: work worth its partial sums, and fp32's rounding
   constexpr int64_t kPartialBytes = int64_t{256} << 20;
   const int64_t sum_bytes = dtype == DType::f64 ? 8 : 4;

@@ -55,7 +55,8 @@ class InputTaps {
   __device__ __forceinline__ InputTaps(const WeightGradient<T>& gradient, int group, int first_row, int last_)
       : g(gradient), last(last_) {
     for (int i = 0; i < kTaps; ++i) {
-      const int row = first_row + (Wide ? F::index_of_row() : static_cast<int>(threadIdx.x) / Tile::kDepth + i * kTapStep);
+      const int of_tile = Wide ? F::index_of_row() : static_cast<int>(threadIdx.x) / Tile::kDepth + i * kTapStep;
+      const int row = first_row + of_tile;
       const DepthStep step = weight_step(g, row);
       h[i] = step.row * g.rows.shift_step + g.rows.shift;
       w[i] = step.column * g.columns.shift_step + g.columns.shift;
