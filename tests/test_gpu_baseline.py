@@ -346,14 +346,15 @@ def test_math_is_set_by_one_interface_only():
 
     new = types.SimpleNamespace(cudnn=Legacy(), cuda=types.SimpleNamespace(matmul=Legacy()))
     new.cudnn.conv = types.SimpleNamespace(fp32_precision="tf32")
-    assert modes.set_math("ieee", new) == "fp32_precision"
-    assert new.cudnn.conv.fp32_precision == new.cuda.matmul.fp32_precision == "ieee"
+    for name, conv, product in (("fp32", "ieee", "ieee"), ("tf32", "tf32", "tf32"), ("bf16", "tf32", "ieee")):
+        assert modes.set_math(modes.MODES[name], new) == "fp32_precision"
+        assert (new.cudnn.conv.fp32_precision, new.cuda.matmul.fp32_precision) == (conv, product)
     old = types.SimpleNamespace(
         cudnn=types.SimpleNamespace(), cuda=types.SimpleNamespace(matmul=types.SimpleNamespace())
     )
-    assert modes.set_math("tf32", old) == "allow_tf32"
+    assert modes.set_math(modes.MODES["tf32"], old) == "allow_tf32"
     assert old.cudnn.allow_tf32 is old.cuda.matmul.allow_tf32 is True
-    modes.set_math("ieee", old)
+    modes.set_math(modes.MODES["fp32"], old)
     assert old.cudnn.allow_tf32 is old.cuda.matmul.allow_tf32 is False
 
 
@@ -365,6 +366,7 @@ def test_cuda_runs_through_a_stand_in(tmp_path, monkeypatch, captures):
     gpu.arena_bytes = 8 << 20
     torch.set_num_threads(1)
     monkeypatch.setattr(device, "_MOST_CALLS", 4)
+    monkeypatch.setattr(device, "_GRAPH_BELOW", 100.0)  # seconds: whatever else this machine does
     monkeypatch.setattr(baseline, "open_device", lambda kind: gpu)
     monkeypatch.setenv("PATH", str(tmp_path))  # an nvidia-smi that prints what a real one does
     smi = tmp_path / "nvidia-smi"

@@ -19,7 +19,7 @@ import torch
 from .. import measure
 from ..layers import AvgPool, Conv, MaxPool
 from . import contestants, layers, machine, peers, plan, problems, summary
-from .device import Arena, open_device
+from .device import Arena, TooLarge, open_device
 from .modes import MODES, set_math
 
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 21
@@ -89,7 +89,7 @@ class Baseline:
         for name in self.options.modes:
             mode = MODES[name]
             check = {"bound": mode.bound, "errors": {}, "failed": {}, "unsupported": {}}
-            check["interface"] = set_math(mode.math)
+            check["interface"] = set_math(mode)
             self.checks[name] = check
             for layer, shape in _CHECKED:
                 group = plan.Group(layers.Distinct(layer, shape, {}), 2, name)
@@ -142,11 +142,14 @@ class Baseline:
         self._together([contestants.copy(size, self.device, arena) for size in sizes if size <= most])
         for name in self.options.modes:
             mode = MODES[name]
-            set_math(mode.math)
+            set_math(mode)
             for size in (64, 128) if self.options.quick else (2048, 4096, 8192):
                 if ("gemm", "mm", "") not in self.usable(name) or size > 2048 and 2 * size**3 / self._rate(name) > 0.1:
                     continue  # 0.1 s: a product that takes longer costs the budget more than it tells
-                self._together([contestants.gemm(size, size, size, mode, self.device, self.arena(mode))])
+                try:
+                    self._together([contestants.gemm(size, size, size, mode, self.device, self.arena(mode))])
+                except TooLarge as error:
+                    self._skip(error, f"{size} x {size} x {size} {name}")
             self.device.release()
 
     def _rate(self, mode):
@@ -185,7 +188,7 @@ class Baseline:
 
     def _measure(self, group):
         mode = MODES[group.mode]
-        set_math(mode.math)
+        set_math(mode)
         usable = self.usable(group.mode)
         try:
             entered = self._contestants(group, usable)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from .. import formulas as f
 from ..models import LAYOUTS
 from . import peers, problems
-from .device import copies_for
+from .device import TooLarge, copies_for
 
 
 @dataclass
@@ -103,9 +103,14 @@ def pools(group, mode, device, arena, usable=None):
 
 
 def gemm(m, n, k, mode, device, arena, used=None):
-    """The contestant of one matrix product, a (m, k) times b (n, k) transposed; m is cut to what the arena holds."""
-    fits = (arena.numel() - n * k - 1024) // k
-    rows = min(m, fits)
+    """The contestant of one matrix product, a (m, k) times b (n, k) transposed; m is cut to what the arena holds.
+
+    Raises:
+        TooLarge: not even one row fits.
+    """
+    rows = min(m, (arena.numel() - n * k - 1024) // k)  # 1024: more than aligning the operands costs
+    if rows < 1:
+        raise TooLarge("a matrix product's operands exceed the memory set aside")
     moved = (rows * k + n * k + rows * n) * mode.bytes
     rotation = copies_for(device, moved)
     sets = arena.sets(rotation["copies"], ((rows, k),), ((n, k),))

@@ -33,16 +33,19 @@ MODES = {
 }
 
 
-def set_math(math, backends=torch.backends):
-    """Set "ieee" or "tf32" for cuDNN's convolutions and cuBLAS's products. Returns the name of the interface used.
+def set_math(mode, backends=torch.backends):
+    """Set how cuDNN's convolutions and cuBLAS's products multiply float32. Returns the name of the interface used.
 
     Torch refuses to mix its two interfaces (reading allow_tf32 after setting fp32_precision raises), so allow_tf32 is
-    touched only where the newer one does not exist (before torch 2.9).
+    touched only where the newer one does not exist (before torch 2.9). Some operators read the old one inside, which
+    raises unless both are at torch's defaults: other dtypes, which this does not concern, get those.
     """
+    is_float32 = mode.dtype == torch.float32
+    conv, product = (mode.math, mode.math) if is_float32 else ("tf32", "ieee")
     if hasattr(backends.cudnn, "conv") and hasattr(backends.cudnn.conv, "fp32_precision"):
-        backends.cudnn.conv.fp32_precision = math
-        backends.cuda.matmul.fp32_precision = math
+        backends.cudnn.conv.fp32_precision = conv
+        backends.cuda.matmul.fp32_precision = product
         return "fp32_precision"
-    backends.cudnn.allow_tf32 = math == "tf32"
-    backends.cuda.matmul.allow_tf32 = math == "tf32"
+    backends.cudnn.allow_tf32 = conv == "tf32"
+    backends.cuda.matmul.allow_tf32 = product == "tf32"
     return "allow_tf32"

@@ -170,7 +170,7 @@ def tail(header):
         for name, error in check["failed"].items():
             lines.append(f"FAILED, not measured: {mode} {name}, error {error:.2g} exceeds {check['bound']:g}")
         if check["unsupported"]:
-            lines.append(f"not supported by this torch: {mode} {', '.join(check['unsupported'])}")
+            lines.append(f"not supported here: {mode} {', '.join(check['unsupported'])}")
     for reason, what in header["skipped"].items():
         lines.append(f"skipped {len(what)}: {reason} (first: {what[0]})")
     if header["stopped_by"]:
