@@ -8,15 +8,14 @@ namespace fastconv::FASTCONV_GPU {
 namespace {
 
 // f(Walk) of the problem.
+template <int R, class F>
+Status with_walk(const ConvProblem& p, F&& f) {
+  if (!gathers(p)) return p.pad_left % 2 ? f(Walk<R, 2, true, true>{}) : f(Walk<R, 2, true>{});
+  return p.stride_h == 1 ? f(Walk<R, 1, false>{}) : f(Walk<R, 2, false>{});
+}
 template <class F>
 Status with_walk(const ConvProblem& p, F&& f) {
-  const bool spreads = !gathers(p);
-  if (p.r == 3) {
-    if (spreads) return f(Walk<3, 2, true>{});
-    return p.stride_h == 1 ? f(Walk<3, 1, false>{}) : f(Walk<3, 2, false>{});
-  }
-  if (spreads) return f(Walk<5, 2, true>{});
-  return p.stride_h == 1 ? f(Walk<5, 1, false>{}) : f(Walk<5, 2, false>{});
+  return p.r == 3 ? with_walk<3>(p, f) : with_walk<5>(p, f);
 }
 
 DepthwiseShape shape_of(const ConvProblem& p) {
@@ -38,9 +37,9 @@ DepthwiseShape shape_of(const ConvProblem& p) {
     return s;
   }
   s.first_row = s.pad_top / 2;
-  s.first_column = s.pad_left / 2;
+  s.first_column = (s.pad_left + 1) / 2;
   s.rows = (s.pad_top + h - 1) / 2 - s.first_row + 1;
-  s.columns = (s.pad_left + w - 1) / 2 - s.first_column + 1;
+  s.columns = (w + 1) / 2;
   return s;
 }
 

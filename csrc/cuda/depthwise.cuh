@@ -17,11 +17,13 @@ namespace fastconv::FASTCONV_GPU {
 // How a thread walks over R x R taps with one stride.
 //   gather: output o reads source o * Step - pad + tap. Forward, and grad_input of stride 1 with the filter turned.
 //   spread: the transpose for Step = 2. Outputs come in pairs, 2 o - pad and the next one; pair o reads sources o - b.
-template <int R_, int Step_, bool Spread_>
+//           OddColumns: pairs along the row begin one earlier, so that with odd padding they too begin at even columns.
+template <int R_, int Step_, bool Spread_, bool OddColumns = false>
 struct Walk {
   static constexpr int R = R_, Step = Step_;
   static constexpr bool kSpread = Spread_;
-  static_assert(Step == 2 || !Spread_);
+  static constexpr int kOdd = OddColumns;
+  static_assert(Spread_ ? Step == 2 : !OddColumns);
   static constexpr int kLive = (R + Step - 1) / Step;   // outputs (pairs) along an axis that a source row belongs to
   static constexpr int kRows = kSpread ? 1 : Step;      // source rows of a step of the walk
   static constexpr int kColumns = kSpread ? kLive : R;  // source columns of a thread
@@ -36,13 +38,13 @@ constexpr int kDepthwiseVector = W::R == 3 ? 4 : 2;
 struct DepthwiseShape {
   int32_t source_rows = 0, source_columns = 0, result_rows = 0, result_columns = 0;
   int32_t pad_top = 0, pad_left = 0;
-  int32_t first_row = 0, first_column = 0;  // spread: of the pairs that hold results
+  int32_t first_row = 0, first_column = 0;  // spread: the first pairs that hold results; that of columns begins at 0
   int32_t rows = 0, columns = 0;            // to walk over: results, or pairs
   bool turned = false;                      // the filter is read from its last tap to its first
 };
 
-// Steps [first, last) of a column. load(row, column tap): V values, 0 outside. emit(step, i, j, sums): result i, j of
-// the step.
+// Steps [first, last) of a column. load(row, column tap): V values, 0 outside. emit(step, i, sums): row i of the step's
+// results.
 template <class W, int V, class T, class Load, class Emit>
 __device__ __forceinline__ void walk_column(const DepthwiseShape& shape, const Compute<T> (&filter)[W::R][W::R][V],
                                             int32_t first, int32_t last, const Load& load, Emit&& emit) {
@@ -77,8 +79,8 @@ __device__ __forceinline__ void walk_column(const DepthwiseShape& shape, const C
         for (int a = 0; a < W::kLive; ++a)
           for (int y = 0; y < W::kPerStep; ++y)
             for (int x = 0; x < W::kPerStep; ++x) {
-              const int r = a * W::Step + (W::kSpread ? y : i), t = W::kSpread ? s * W::Step + x : s;
-              if (r < W::R && t < W::R)
+              const int r = a * W::Step + (W::kSpread ? y : i), t = W::kSpread ? s * W::Step + x - W::kOdd : s;
+              if (r < W::R && t >= 0 && t < W::R)
                 for (int v = 0; v < V; ++v) sums[a][y][x][v] += value[v] * filter[r][t][v];
             }
       }
@@ -87,8 +89,7 @@ __device__ __forceinline__ void walk_column(const DepthwiseShape& shape, const C
     constexpr int kDone = W::kSpread ? 0 : W::kLive - 1;
     const int32_t done = W::kSpread ? step : step - kAhead;
     if (done >= first)
-      for (int y = 0; y < W::kPerStep; ++y)
-        for (int x = 0; x < W::kPerStep; ++x) emit(done, y, x, sums[kDone][y][x]);
+      for (int y = 0; y < W::kPerStep; ++y) emit(done, y, sums[kDone][y]);
     for (int a = 0; a < W::kLive; ++a) {
       const int to = W::kSpread ? a : W::kLive - 1 - a, from = W::kSpread ? a + 1 : W::kLive - 2 - a;
       for (int y = 0; y < W::kPerStep; ++y)
@@ -146,7 +147,8 @@ struct FilterStrides {
 template <class T, class W>
 struct DepthwiseFilters {  // of a block's channels, in shared memory: read in the order of memory, kept by taps
   static constexpr int kChannels = 128 / static_cast<int>(sizeof(T));
-  alignas(16) Compute<T> taps[W::R * W::R][kChannels];
+  static constexpr int kPitch = kChannels + 4;  // a channel's taps lie in different banks
+  alignas(16) Compute<T> taps[W::R * W::R][kPitch];
 };
 
 template <class T, class W>
@@ -171,8 +173,10 @@ depthwise_channels(DepthwiseShape shape, ChannelTiles tiles, DepthwiseSource<T> 
 
   A weights[R][R][V];
   for (int r = 0; r < R; ++r)
-    for (int s = 0; s < R; ++s)
-      for (int v = 0; v < V; ++v) weights[r][s][v] = filters.taps[r * R + s][at.lane * V + v];
+    for (int s = 0; s < R; ++s) {
+      const auto tap = load_vector<V>(&filters.taps[r * R + s][at.lane * V]);
+      for (int v = 0; v < V; ++v) weights[r][s][v] = tap[v];
+    }
   const int32_t c = at.vector * V, column = at.column + shape.first_column;
   A bias[V];
   for (int v = 0; v < V; ++v) bias[v] = epilogue.bias ? widen(epilogue.bias[c + v]) : A(0);
@@ -186,20 +190,23 @@ depthwise_channels(DepthwiseShape shape, ChannelTiles tiles, DepthwiseSource<T> 
     if (!mask) return loaded;
     return source.masked(loaded, load_vector<V>(mask + row * source.mask_strides.h + w * source.mask_strides.w));
   };
-  const auto emit = [&](int32_t step, int y, int x, const A(&sums)[V]) {
+  const auto emit = [&](int32_t step, int y, const A(&sums)[W::kPerStep][V]) {
     const int32_t row = W::kSpread ? step * W::Step - shape.pad_top + y : step;
-    const int32_t w = W::kSpread ? column * W::Step - shape.pad_left + x : column;
-    if (W::kSpread && (row < 0 || row >= shape.result_rows || w < 0 || w >= shape.result_columns)) return;
-    Vector<T, V> residual{};
-    const int32_t residual_at = epilogue.residual_strides.at(at.image, c, row, w);
-    if (epilogue.residual) residual = load_vector<V>(epilogue.residual + residual_at);
-    Vector<T, V> out;
-    for (int v = 0; v < V; ++v) {
-      A sum = sums[v] + bias[v];
-      if (epilogue.residual) sum += widen(residual[v]);
-      out[v] = narrow<T>(activate(epilogue.activation, sum));
+    if (W::kSpread && (row < 0 || row >= shape.result_rows)) return;
+    for (int x = 0; x < W::kPerStep; ++x) {
+      const int32_t w = at.column * W::kPerStep + x;
+      if (W::kSpread && w >= shape.result_columns) return;
+      Vector<T, V> residual{};
+      const int32_t residual_at = epilogue.residual_strides.at(at.image, c, row, w);
+      if (epilogue.residual) residual = load_vector<V>(epilogue.residual + residual_at);
+      Vector<T, V> out;
+      for (int v = 0; v < V; ++v) {
+        A sum = sums[x][v] + bias[v];
+        if (epilogue.residual) sum += widen(residual[v]);
+        out[v] = narrow<T>(activate(epilogue.activation, sum));
+      }
+      store_vector<V>(result + at.image * ds.n + row * ds.h + w * ds.w + c, out);
     }
-    store_vector<V>(result + at.image * ds.n + row * ds.h + w * ds.w + c, out);
   };
   walk_column<W, V, T>(shape, weights, at.row + shape.first_row, at.row_end + shape.first_row, load, emit);
 }
@@ -228,6 +235,8 @@ depthwise_planes(DepthwiseShape shape, PlaneTiles tiles, Divider<int32_t> channe
   }
   __syncthreads();
 
+  // Two columns by one store: every second one begins at a multiple of its size.
+  const bool pairs = shape.result_columns % 2 == 0 && reinterpret_cast<uintptr_t>(result) % (2 * sizeof(T)) == 0;
   const int32_t items = tiles.items(tile);
   for (int32_t item = static_cast<int32_t>(threadIdx.x); item < items; item += kTileThreads) {
     const auto at = tiles.place(tile, item);
@@ -247,12 +256,18 @@ depthwise_planes(DepthwiseShape shape, PlaneTiles tiles, Divider<int32_t> channe
       if (w >= 0 && w < shape.source_columns) value[0] = kept[origin + row * shape.source_columns + w];
       return value;
     };
-    const auto emit = [&](int32_t step, int y, int x, const A(&sums)[1]) {
-      const int32_t row = W::kSpread ? step * W::Step - shape.pad_top + y : step;
-      const int32_t w = W::kSpread ? column * W::Step - shape.pad_left + x : column;
-      if (W::kSpread && (row < 0 || row >= shape.result_rows || w < 0 || w >= shape.result_columns)) return;
+    const auto emit = [&](int32_t step, int y, const A(&sums)[W::kPerStep][1]) {
+      const int32_t row = W::kSpread ? step * W::Step - shape.pad_top + y : step, w = at.column * W::kPerStep;
+      if (W::kSpread && (row < 0 || row >= shape.result_rows)) return;
       const int32_t to = (plane * shape.result_rows + row) * shape.result_columns + w;
-      result[to] = epilogue.finish(sums[0], c, to);
+      if (W::kSpread && pairs) {
+        Vector<T, W::kPerStep> pair;
+        for (int x = 0; x < W::kPerStep; ++x) pair[x] = epilogue.finish(sums[x][0], c, to + x);
+        store_vector<W::kPerStep>(result + to, pair);
+      } else {
+        for (int x = 0; x < W::kPerStep; ++x)
+          if (w + x < shape.result_columns) result[to + x] = epilogue.finish(sums[x][0], c, to + x);
+      }
     };
     walk_column<W, 1, T>(shape, weights, at.row + shape.first_row, at.row_end + shape.first_row, load, emit);
   }

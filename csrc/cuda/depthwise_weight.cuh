@@ -156,8 +156,11 @@ depthwise_weight(WeightShape<typename Traits::Index> g, ChannelTiles tiles,
       }
       __syncthreads();
     } else {
-      for (int t = 0; t < Traits::kTaps; ++t)
-        for (int v = 0; v < V; ++v) shared.sums[t][thread][v] = sums[t][v];
+      for (int t = 0; t < Traits::kTaps; ++t) {
+        Vector<A, V> own;
+        for (int v = 0; v < V; ++v) own[v] = sums[t][v];
+        store_vector<V>(shared.sums[t][thread], own);
+      }
       __syncthreads();
       const int32_t lanes = static_cast<int32_t>(tiles.lanes.divisor), channels = lanes * V;
       const int32_t rest = static_cast<int32_t>(k) - at.lane * V;  // the block's first filter
