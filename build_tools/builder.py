@@ -15,7 +15,7 @@ import sysconfig
 from pathlib import Path
 from typing import Callable, Iterator
 
-from build_tools import facts
+from build_tools import facts, verified
 from build_tools.ninja_file import Plan, render
 from build_tools.switches import (
     Arch,
@@ -96,6 +96,7 @@ def decide(root: Path) -> tuple[Plan, dict, int]:
         "isas_left_out": isas.left_out,
         "cuda": plan.cuda,
         "cuda_archs": [a.text for a in archs],
+        "verified_on": verified.verified_on(root),
         "folder": plan.folder,
         "switches": [s.line for s in switches],
     }

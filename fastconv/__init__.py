@@ -15,6 +15,7 @@ from .doctor import doctor
 from .explanation import Explanation, explain
 from .filter_cache import clear_filter_cache, filter_cache_info, freeze, set_filter_cache_limit, unfreeze
 from .selection import algorithm
+from .simulation import simulated_gpu
 
 __all__ = [
     "Explanation",
@@ -33,6 +34,7 @@ __all__ = [
     "nn",
     "set_accuracy",
     "set_filter_cache_limit",
+    "simulated_gpu",
     "unconvert",
     "unfreeze",
 ]

@@ -35,6 +35,8 @@ def _read_table():
         return None
     table = {"conv": set(), "pool": set()}
     for row in rows:
+        if row["device"] == "simulated":  # no device of torch's: simulation.py
+            continue
         pairs = {(row["device"], _DTYPES[name]) for name in row["dtypes"]}
         table[row["kind"]] |= pairs | {("meta", dtype) for _, dtype in pairs}  # shapes need no kernel
     return {kind: frozenset(pairs) for kind, pairs in table.items()}

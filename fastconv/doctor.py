@@ -113,11 +113,16 @@ def _devices(info: dict | None) -> dict[str, str]:
     return facts
 
 
-def _algorithms(module) -> dict[str, str]:
-    return {
-        f"{row['device']} {row['name']}": f"{', '.join(row['passes'])}; {' '.join(row['dtypes'])}"
-        for row in module.algorithms()
-    }
+def _algorithms(module, info: dict | None) -> dict[str, str]:
+    """Rows of the CUDA kernels say on what hardware they were seen to be right, if any (build_tools/verified.py)."""
+    verified = (info or {}).get("verified_on", {})
+    facts = {}
+    for row in module.algorithms():
+        text = f"{', '.join(row['passes'])}; {' '.join(row['dtypes'])}"
+        if row["device"] != "cpu":
+            text += f"; verified on: {verified.get(row['name'], 'unknown')}"
+        facts[f"{row['device']} {row['name']}"] = text
+    return facts
 
 
 def _section(report: Report, title: str, make, *arguments) -> None:
@@ -149,7 +154,7 @@ def doctor() -> Report:
     _section(report, "devices", _devices, info)
     report.sections["extension"] = {"fastconv._C": message if ok else "not usable, see problems"}
     if module is not None:
-        _section(report, "algorithms", _algorithms, module)
+        _section(report, "algorithms", _algorithms, module, info)
     return report
 
 

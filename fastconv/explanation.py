@@ -113,7 +113,8 @@ def explain(problem_or_module, *inputs):
 def _rows(text, algorithm, layer, call):
     extension = ops.extension()
     accuracy = extension.parse_problem(text).get("accuracy", "torch")  # pools are exact or correctly rounded sums
-    rows = extension.explain(text, threads=torch.get_num_threads(), algorithm=algorithm)
+    device = "simulated" if extension.simulated_gpu() else "cpu"
+    rows = extension.explain(text, threads=torch.get_num_threads(), algorithm=algorithm, device=device)
     return [{"call": call, "layer": layer, "problem": text, "accuracy": accuracy, **row} for row in rows]
 
 

@@ -114,8 +114,8 @@ def torch_computes(dtype):
     return dtype if dtype.is_floating_point else torch.float64
 
 
-def check_conv(text, row, *, threads=1, prepacked=False, seed=0, exact=False):
-    """Runs `row` on the problem of a canonical text and compares with torch in float64."""
+def check_conv(text, row, *, threads=1, prepacked=False, seed=0, exact=False, run=_C.run_row):
+    """Runs `row` on the problem of a canonical text and compares with torch in float64. `run` is called as _C.run_row."""
     p = _C.parse_problem(text)
     facts = _C.problem_facts(text)
     g = torch.Generator().manual_seed(seed)
@@ -144,7 +144,7 @@ def check_conv(text, row, *, threads=1, prepacked=False, seed=0, exact=False):
     if bias:
         operands["bias" if forward else "grad_bias"] = bias
 
-    _C.run_row(text, row, {name: o.address for name, o in operands.items()}, threads, prepacked)
+    run(text, row, {name: o.address for name, o in operands.items()}, threads, prepacked)
     for name, o in operands.items():
         assert o.untouched_outside(), f"wrote outside {name}: {context}"
 

@@ -3,10 +3,10 @@
 #include <ATen/Parallel.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/util/Exception.h>
-#include <torch/library.h>
 
 #include "../core/selector.h"
 #include "filter_cache.h"
+#include "simulated.h"
 
 namespace fastconv::bindings {
 namespace {
@@ -56,6 +56,7 @@ void run_plan(const Problem& problem, const Operands& operands, const Plan& plan
 
 void run_conv(const ConvProblem& problem, const ConvOperands& operands, const Tensor& weight,
               std::string_view algorithm) {
+  if (simulated_gpu()) return simulated_run_conv(problem, operands, algorithm);
   try {
     const ConvPlan plan = select(problem, Device::cpu, thread_count(), algorithm);
     Execution exec = execution(plan.threads);
@@ -69,6 +70,7 @@ void run_conv(const ConvProblem& problem, const ConvOperands& operands, const Te
 }
 
 void run_pool(const PoolProblem& problem, const PoolOperands& operands) {
+  if (simulated_gpu()) return simulated_run_pool(problem, operands);
   try {
     const PoolPlan& plan = select(problem, Device::cpu, thread_count());
     run_plan(problem, operands, plan, execution(plan.threads));
@@ -79,7 +81,8 @@ void run_pool(const PoolProblem& problem, const PoolOperands& operands) {
 
 // Offsets are a caller's tensor: whatever they hold, an index is a position in the plane or -1.
 template <class Offset>
-void write_indices(const PoolProblem& p, const Offset* offsets, int64_t* indices) {
+void write_indices(const PoolProblem& p, const void* given, int64_t* indices) {
+  const auto* offsets = static_cast<const Offset*>(given);
   const int64_t planes = p.n * p.c;
   at::parallel_for(0, planes, 1, [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; ++plane) {
@@ -97,95 +100,19 @@ void write_indices(const PoolProblem& p, const Offset* offsets, int64_t* indices
   });
 }
 
+void write_indices(const PoolProblem& p, const void* offsets, int64_t* indices) {
+  if (simulated_gpu()) return simulated_write_indices(p, offsets, indices);
+  switch (p.offset_bytes) {
+    case 1: return write_indices<uint8_t>(p, offsets, indices);
+    case 2: return write_indices<uint16_t>(p, offsets, indices);
+    default: return write_indices<uint32_t>(p, offsets, indices);
+  }
+}
+
 }  // namespace
 
-static const Backend kCpu{Device::cpu, run_conv, run_pool};
-
-Tensor cpu_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                  const OptionalTensor& residual, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                  int64_t groups, std::string_view activation, std::string_view algorithm, std::string_view accuracy) {
-  return conv2d(kCpu, input, weight, bias, residual,
-                {stride, padding, dilation, groups, activation, algorithm, accuracy});
-}
-
-Tensor cpu_conv2d_grad_input(const Tensor& grad_output, const Tensor& weight, const OptionalTensor& output,
-                             IntArrayRef input_size, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                             int64_t groups, std::string_view activation, std::string_view algorithm,
-                             std::string_view accuracy) {
-  return conv2d_grad_input(kCpu, grad_output, weight, output, input_size,
-                           {stride, padding, dilation, groups, activation, algorithm, accuracy});
-}
-
-std::tuple<Tensor, Tensor> cpu_conv2d_grad_weight(const Tensor& input, const Tensor& grad_output,
-                                                  const OptionalTensor& output, IntArrayRef weight_size, bool bias,
-                                                  IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                                                  int64_t groups, std::string_view activation,
-                                                  std::string_view algorithm, std::string_view accuracy) {
-  return conv2d_grad_weight(kCpu, input, grad_output, output, weight_size, bias,
-                            {stride, padding, dilation, groups, activation, algorithm, accuracy});
-}
-
-std::tuple<Tensor, Tensor> cpu_max_pool2d(const Tensor& input, IntArrayRef kernel_size, IntArrayRef stride,
-                                          IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
-  return max_pool2d(kCpu, input, {kernel_size, stride, padding, dilation, ceil_mode}, true);
-}
-
-Tensor cpu_max_pool2d_values(const Tensor& input, IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
-                             IntArrayRef dilation, bool ceil_mode) {
-  return std::get<0>(max_pool2d(kCpu, input, {kernel_size, stride, padding, dilation, ceil_mode}, false));
-}
-
-Tensor cpu_max_pool2d_backward(const Tensor& grad_output, const Tensor& offsets, IntArrayRef input_size,
-                               IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                               bool ceil_mode) {
-  return max_pool2d_backward(kCpu, grad_output, offsets, input_size,
-                             {kernel_size, stride, padding, dilation, ceil_mode});
-}
-
-Tensor cpu_max_pool2d_gather(const Tensor& input, const Tensor& offsets, IntArrayRef kernel_size, IntArrayRef stride,
-                             IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
-  return max_pool2d_gather(kCpu, input, offsets, {kernel_size, stride, padding, dilation, ceil_mode});
-}
-
-Tensor cpu_max_pool2d_indices(const Tensor& offsets, IntArrayRef input_size, IntArrayRef kernel_size,
-                              IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
-  Tensor indices;
-  const PoolProblem p =
-      max_pool2d_indices(offsets, input_size, {kernel_size, stride, padding, dilation, ceil_mode}, indices);
-  int64_t* out = indices.mutable_data_ptr<int64_t>();
-  const void* in = offsets.const_data_ptr();
-  switch (p.offset_bytes) {
-    case 1: write_indices(p, static_cast<const uint8_t*>(in), out); break;
-    case 2: write_indices(p, static_cast<const uint16_t*>(in), out); break;
-    default: write_indices(p, static_cast<const uint32_t*>(in), out); break;
-  }
-  return indices;
-}
-
-Tensor cpu_avg_pool2d(const Tensor& input, IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
-                      bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor_override) {
-  return avg_pool2d(kCpu, input, {kernel_size, stride, padding, {}, ceil_mode, count_include_pad, divisor_override});
-}
-
-Tensor cpu_avg_pool2d_backward(const Tensor& grad_output, IntArrayRef input_size, IntArrayRef kernel_size,
-                               IntArrayRef stride, IntArrayRef padding, bool ceil_mode, bool count_include_pad,
-                               std::optional<int64_t> divisor_override) {
-  return avg_pool2d_backward(kCpu, grad_output, input_size,
-                             {kernel_size, stride, padding, {}, ceil_mode, count_include_pad, divisor_override});
-}
+const Backend kCpu{Device::cpu, run_conv, run_pool, write_indices};
 
 }  // namespace fastconv::bindings
 
-TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
-  using namespace fastconv::bindings;
-  m.impl("conv2d", TORCH_FN(cpu_conv2d));
-  m.impl("conv2d_grad_input", TORCH_FN(cpu_conv2d_grad_input));
-  m.impl("conv2d_grad_weight", TORCH_FN(cpu_conv2d_grad_weight));
-  m.impl("max_pool2d", TORCH_FN(cpu_max_pool2d));
-  m.impl("max_pool2d_values", TORCH_FN(cpu_max_pool2d_values));
-  m.impl("max_pool2d_backward", TORCH_FN(cpu_max_pool2d_backward));
-  m.impl("max_pool2d_gather", TORCH_FN(cpu_max_pool2d_gather));
-  m.impl("max_pool2d_indices", TORCH_FN(cpu_max_pool2d_indices));
-  m.impl("avg_pool2d", TORCH_FN(cpu_avg_pool2d));
-  m.impl("avg_pool2d_backward", TORCH_FN(cpu_avg_pool2d_backward));
-}
+TORCH_LIBRARY_IMPL(fastconv, CPU, m) { fastconv::bindings::CpuOperators::implement(m); }

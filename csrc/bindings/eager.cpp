@@ -180,20 +180,20 @@ Tensor functional_conv2d(const Tensor& input, const Tensor& weight, const Option
                          const OptionalTensor& residual, Pair stride, Pair padding, Pair dilation, int64_t groups,
                          Named activation, std::string_view algorithm, std::string_view accuracy) {
   if (!padding.given) throw NotPlain{};
-  return cpu_conv2d(input, weight, bias, residual, list(stride), padding.sides(), list(dilation), groups,
+  return CpuOperators::conv2d(input, weight, bias, residual, list(stride), padding.sides(), list(dilation), groups,
                     activation.activation, algorithm, accuracy);
 }
 
 Tensor functional_max_pool2d(const Tensor& input, Pair kernel_size, Pair stride, Pair padding, Pair dilation,
                              bool ceil_mode) {
   const Pair& step = stride.given ? stride : kernel_size;
-  return cpu_max_pool2d_values(input, list(kernel_size), list(step), list(padding), list(dilation), ceil_mode);
+  return CpuOperators::max_pool2d_values(input, list(kernel_size), list(step), list(padding), list(dilation), ceil_mode);
 }
 
 Tensor functional_avg_pool2d(const Tensor& input, Pair kernel_size, Pair stride, Pair padding, bool ceil_mode,
                              bool count_include_pad, std::optional<int64_t> divisor_override) {
   const Pair& step = stride.given ? stride : kernel_size;
-  return cpu_avg_pool2d(input, list(kernel_size), list(step), list(padding), ceil_mode, count_include_pad,
+  return CpuOperators::avg_pool2d(input, list(kernel_size), list(step), list(padding), ceil_mode, count_include_pad,
                         divisor_override);
 }
 
@@ -258,16 +258,16 @@ bool add_eager_functions(PyObject* module) {
       method<&functional_conv2d>("functional_conv2d"),
       method<&functional_max_pool2d>("functional_max_pool2d"),
       method<&functional_avg_pool2d>("functional_avg_pool2d"),
-      method<&cpu_conv2d>("eager_conv2d"),
-      method<&cpu_conv2d_grad_input>("eager_conv2d_grad_input"),
-      method<&cpu_conv2d_grad_weight>("eager_conv2d_grad_weight"),
-      method<&cpu_max_pool2d>("eager_max_pool2d"),
-      method<&cpu_max_pool2d_values>("eager_max_pool2d_values"),
-      method<&cpu_max_pool2d_backward>("eager_max_pool2d_backward"),
-      method<&cpu_max_pool2d_gather>("eager_max_pool2d_gather"),
-      method<&cpu_max_pool2d_indices>("eager_max_pool2d_indices"),
-      method<&cpu_avg_pool2d>("eager_avg_pool2d"),
-      method<&cpu_avg_pool2d_backward>("eager_avg_pool2d_backward"),
+      method<&CpuOperators::conv2d>("eager_conv2d"),
+      method<&CpuOperators::conv2d_grad_input>("eager_conv2d_grad_input"),
+      method<&CpuOperators::conv2d_grad_weight>("eager_conv2d_grad_weight"),
+      method<&CpuOperators::max_pool2d>("eager_max_pool2d"),
+      method<&CpuOperators::max_pool2d_values>("eager_max_pool2d_values"),
+      method<&CpuOperators::max_pool2d_backward>("eager_max_pool2d_backward"),
+      method<&CpuOperators::max_pool2d_gather>("eager_max_pool2d_gather"),
+      method<&CpuOperators::max_pool2d_indices>("eager_max_pool2d_indices"),
+      method<&CpuOperators::avg_pool2d>("eager_avg_pool2d"),
+      method<&CpuOperators::avg_pool2d_backward>("eager_avg_pool2d_backward"),
       {nullptr, nullptr, 0, nullptr},
   };
   return PyModule_AddFunctions(module, methods) == 0;

@@ -11,6 +11,7 @@
 #include "../cpu/isa.h"
 #include "eager.h"
 #include "problem_dict.h"
+#include "simulated.h"
 #include "testing.h"
 
 namespace {
@@ -19,9 +20,9 @@ using namespace fastconv;
 using namespace fastconv::bindings;
 
 Device device_of(const std::string& word) {
-  for (Device d : {Device::cpu, Device::cuda})
+  for (Device d : {Device::cpu, Device::cuda, Device::simulated})
     if (word == name(d)) return d;
-  throw std::invalid_argument("fastconv: unknown device '" + word + "': expected cpu or cuda");
+  throw std::invalid_argument("fastconv: unknown device '" + word + "': expected cpu, cuda or simulated");
 }
 
 template <class E>
@@ -230,6 +231,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cpu_isa", [] { return std::string(cpu::name(cpu::isa())); }, "The instruction set in use.");
   m.def("set_cpu_isa", &set_cpu_isa, py::arg("name"),
         "Changes the instruction set for the calls that follow. Raises RuntimeError if it is not usable here.");
+  m.def("simulated_gpu", &simulated_gpu, "Whether CPU tensors go through the CUDA kernels in the emulator.");
+  m.def("set_simulated_gpu", &set_simulated_gpu, py::arg("on"), "Changes that for the whole process.");
   bindings::add_testing(m);
   if (!add_eager_functions(m.ptr())) throw py::error_already_set();
 }

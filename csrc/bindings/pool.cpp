@@ -135,14 +135,16 @@ Tensor max_pool2d_gather(const Backend& backend, const Tensor& input, const Tens
   return run(backend, p, o, input);
 }
 
-PoolProblem max_pool2d_indices(const Tensor& offsets, IntArrayRef input_size, const PoolArguments& a,
-                               Tensor& indices) {
+Tensor max_pool2d_indices(const Backend& backend, const Tensor& offsets, IntArrayRef input_size,
+                          const PoolArguments& a) {
   PoolProblem p = geometry(PoolKind::max, input_size, a);
   PoolOperands o;
   take_offsets(p, o, offsets, offsets);
-  indices = at::empty(p.y_sizes(), offsets.options().dtype(at::kLong), format_of(offsets));
+  Tensor indices = at::empty(p.y_sizes(), offsets.options().dtype(at::kLong), format_of(offsets));
+  if (indices.numel() == 0) return indices;
   p.y_strides = strides_of(indices);
-  return p;
+  backend.write_indices(p, o.offsets, indices.mutable_data_ptr<int64_t>());
+  return indices;
 }
 
 Tensor avg_pool2d(const Backend& backend, const Tensor& input, const PoolArguments& a) {

@@ -25,6 +25,8 @@ struct Backend {
   // `weight` is the tensor behind operands.weight, so that its transformed form can be kept; undefined in grad_weight.
   void (*run_conv)(const ConvProblem&, const ConvOperands&, const Tensor& weight, std::string_view algorithm);
   void (*run_pool)(const PoolProblem&, const PoolOperands&);
+  // Positions in the input's plane that window offsets stand for; y_strides are those of `indices`.
+  void (*write_indices)(const PoolProblem&, const void* offsets, int64_t* indices);
 };
 
 DType dtype_of(const Tensor&, const char* op);
@@ -63,8 +65,7 @@ std::tuple<Tensor, Tensor> max_pool2d(const Backend&, const Tensor& input, const
 Tensor max_pool2d_backward(const Backend&, const Tensor& grad_output, const Tensor& offsets, IntArrayRef input_size,
                            const PoolArguments&);
 Tensor max_pool2d_gather(const Backend&, const Tensor& input, const Tensor& offsets, const PoolArguments&);
-// The problem whose offsets these are; `indices` is allocated. The backend fills it.
-PoolProblem max_pool2d_indices(const Tensor& offsets, IntArrayRef input_size, const PoolArguments&, Tensor& indices);
+Tensor max_pool2d_indices(const Backend&, const Tensor& offsets, IntArrayRef input_size, const PoolArguments&);
 Tensor avg_pool2d(const Backend&, const Tensor& input, const PoolArguments&);
 Tensor avg_pool2d_backward(const Backend&, const Tensor& grad_output, IntArrayRef input_size, const PoolArguments&);
 

@@ -59,15 +59,15 @@ Execution with_own_threads(int threads) {
 }
 
 template <class Row>
-const Row& find_row(const std::vector<Row>& rows, const std::string& name) {
+const Row& find_row(const std::vector<Row>& rows, const std::string& name, Device device) {
   for (const Row& row : rows)
-    if (name == row.name && row.device == Device::cpu) return row;
-  throw std::invalid_argument("fastconv: no CPU row '" + name + "'");
+    if (name == row.name && row.device == device) return row;
+  throw std::invalid_argument("fastconv: no row '" + name + "' of device " + fastconv::name(device));
 }
 
 template <class Problem, class Row, class Operands, class BeforeRun>
 void run(const Row& row, const Problem& problem, int threads, const Operands& operands, BeforeRun&& before_run) {
-  if (const Status status = supports(row, problem, Device::cpu); !status) throw Refusal{status.reason()};
+  if (const Status status = supports(row, problem, row.device); !status) throw Refusal{status.reason()};
   PlanOf<Problem, Row> plan;
   plan.problem = problem;
   plan.row = &row;
@@ -86,12 +86,14 @@ void* pointer(const py::dict& addresses, const char* name) {
   return addresses.contains(name) ? reinterpret_cast<void*>(addresses[name].cast<uintptr_t>()) : nullptr;
 }
 
-void run_row(const std::string& text, const std::string& row, const py::dict& addresses, int threads, bool prepacked) {
+void run_row(const std::string& text, const std::string& row, const py::dict& addresses, int threads, bool prepacked,
+             bool simulated) {
+  const Device device = simulated ? Device::simulated : Device::cpu;
   if (text.rfind("conv ", 0) == 0) {
     ConvOperands o{pointer(addresses, "x"),    pointer(addresses, "weight"), pointer(addresses, "y"),
                    pointer(addresses, "bias"), pointer(addresses, "aux"),    pointer(addresses, "grad_bias")};
     const ConvProblem problem = parse_conv(text);
-    const ConvRow& chosen = find_row(conv_rows(), row);
+    const ConvRow& chosen = find_row(conv_rows(), row, device);
     py::gil_scoped_release release;
     run(chosen, problem, threads, o, [&](const ConvPlan& plan, Execution& exec) {
       std::unique_ptr<GuardedMemory> filter;
@@ -106,7 +108,7 @@ void run_row(const std::string& text, const std::string& row, const py::dict& ad
   } else {
     PoolOperands o{pointer(addresses, "x"), pointer(addresses, "y"), pointer(addresses, "offsets")};
     const PoolProblem problem = parse_pool(text);
-    const PoolRow& chosen = find_row(pool_rows(), row);
+    const PoolRow& chosen = find_row(pool_rows(), row, device);
     py::gil_scoped_release release;
     run(chosen, problem, threads, o, [](const PoolPlan&, Execution&) { return 0; });
   }
@@ -141,8 +143,8 @@ void add_testing(py::module_& m) {
   m.def("winograd_forms", &winograd_forms,
         "The matrices of every form of Winograd's algorithm: (outputs, taps, A^T, G, B^T), as nested lists.");
   m.def("run_row", &run_row, py::arg("text"), py::arg("row"), py::arg("addresses"), py::arg("threads") = 1,
-        py::arg("prepacked") = false,
-        "Runs one CPU row on raw memory: addresses holds x, weight, y, bias, aux, grad_bias or x, y, offsets, laid out\n"
+        py::arg("prepacked") = false, py::arg("simulated") = false,
+        "Runs one row, of the CPU or of the emulated GPU, on raw memory: addresses holds x, weight, y, bias, aux, grad_bias or x, y, offsets, laid out\n"
         "as the problem's text says; nothing about them is checked. For tests. Raises RuntimeError if the row refuses,\n"
         "fails, or writes beyond its workspace, which is poisoned and guarded.");
 }

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdio>
 #include <memory>
+#include <utility>
 
 namespace fastconv {
 namespace {
@@ -89,14 +90,23 @@ Choice<Problem, Row> choose(const std::vector<Row>& rows, const Problem& problem
   return choice;
 }
 
+// Rows of the emulator are listed to those who asked for it, and to them no others.
+bool listed(Device row, Device asked) { return (row == Device::simulated) == (asked == Device::simulated); }
+
 template <class Problem, class Row>
-[[noreturn]] void refuse(const std::vector<Row>& rows, const Problem& problem, const Choice<Problem, Row>& choice) {
-  std::string message = "fastconv: no algorithm for " + text(problem) + ": ";
+[[noreturn]] void refuse(const std::vector<Row>& rows, const Problem& problem, Device device, int forced,
+                         const Choice<Problem, Row>& choice) {
+  bool forced_listed = forced == kAuto;
+  std::string message = "fastconv: no algorithm for " + text(problem);
+  const char* separator = ": ";
   for (size_t i = 0; i < rows.size(); ++i) {
+    if (!listed(rows[i].device, device)) continue;
     const Status& status = choice.answers[i].status;
-    message += std::string(i ? "; " : "") + rows[i].name + " (" + name(rows[i].device) +
+    forced_listed = forced_listed || std::string_view(rows[i].name) == rows[forced].name;
+    message += std::string(std::exchange(separator, "; ")) + rows[i].name + " (" + name(rows[i].device) +
                "): " + (status ? "supports it, but another algorithm is forced" : status.reason());
   }
+  if (!forced_listed) message += std::string("; ") + rows[forced].name + ": does not exist for " + name(device);
   throw Refusal{message};
 }
 
@@ -155,7 +165,7 @@ const PlanOf<Problem, Row>& cached(const std::vector<Row>& rows, const Problem& 
     return entry.plan;
   require_sound(problem);
   const auto choice = choose(rows, problem, device, threads, forced);
-  if (choice.chosen < 0) refuse(rows, problem, choice);
+  if (choice.chosen < 0) refuse(rows, problem, device, forced, choice);
   entry.plan = choice.answers[choice.chosen].plan;
   entry.device = device;
   entry.threads = threads;
@@ -178,6 +188,7 @@ std::vector<Candidate> candidates(const std::vector<Row>& rows, const Problem& p
   const auto choice = choose(rows, problem, device, threads, forced);
   std::vector<Candidate> list;
   for (size_t i = 0; i < rows.size(); ++i) {
+    if (!listed(rows[i].device, device)) continue;
     const auto& [status, plan] = choice.answers[i];
     Candidate c;
     c.name = rows[i].name;
@@ -211,6 +222,7 @@ const char* name(Device d) {
   switch (d) {
     case Device::cpu: return "cpu";
     case Device::cuda: return "cuda";
+    case Device::simulated: return "simulated";
   }
   return "?";
 }

@@ -14,7 +14,8 @@
 
 namespace fastconv {
 
-enum class Device : uint8_t { cpu, cuda };
+// `simulated`: the CUDA kernels in the emulator (csrc/simt), on CPU memory.
+enum class Device : uint8_t { cpu, cuda, simulated };
 const char* name(Device);
 
 using Mask = uint32_t;  // bit i set: enumerator i is in the set

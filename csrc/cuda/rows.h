@@ -17,7 +17,9 @@
   FASTCONV_GPU_CONV(implicit_gemm) \
   FASTCONV_GPU_CONV(depthwise)     \
   FASTCONV_GPU_POOL(max_pool)      \
-  FASTCONV_GPU_POOL(avg_pool)
+  FASTCONV_GPU_POOL(avg_pool)      \
+  /* Positions in the input's plane of max-pooling's window offsets, -1 for none; y_strides are those of `indices`. */ \
+  Status pool_indices(const PoolProblem&, const void* offsets, int64_t* indices, void* stream);
 
 namespace fastconv::cuda {
 FASTCONV_GPU_ROWS

@@ -155,11 +155,11 @@ __device__ __forceinline__ void store_vector(T* p, const Vector<T, N>& v) {
 // The block's shared memory of the size given to launch(), as one structure of arrays.
 template <class Layout>
 __device__ __forceinline__ Layout& dynamic_shared() {
-  static_assert(std::is_trivially_copyable_v<Layout> && alignof(Layout) <= 16);
+  static_assert(std::is_trivially_copyable_v<Layout> && alignof(Layout) <= 1024);
 #ifdef FASTCONV_SIMT
   return *reinterpret_cast<Layout*>(simt::self->shared);
 #else
-  extern __shared__ __align__(16) unsigned char fastconv_shared_memory[];
+  extern __shared__ __align__(1024) unsigned char fastconv_shared_memory[];
   return *reinterpret_cast<Layout*>(fastconv_shared_memory);
 #endif
 }
@@ -192,7 +192,8 @@ Status launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 b
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> values;
   } call{kernel, {arguments...}};
-  return simt::run({name, grid, block, shared_bytes, [](void* c) { std::apply(static_cast<Call*>(c)->kernel, static_cast<Call*>(c)->values); }, &call});
+  const auto entry = [](void* c) { std::apply(static_cast<Call*>(c)->kernel, static_cast<Call*>(c)->values); };
+  return simt::run({name, grid, block, shared_bytes, entry, &call, sizeof call});
 #else
   cudaError_t error = cudaSuccess;
   if (shared_bytes > 48 << 10)

@@ -211,8 +211,8 @@ void Block::meet(unsigned mask, const char* operation, void* mine, void (*work)(
   m->threads[static_cast<size_t>(lane)] = running_;
   if (m->here != mask) return wait(operation, where);
   if (work) {
-    running_->where = where;
-    work(m->lanes.data(), mask);
+    const std::array<void*, 32> lanes = m->lanes;  // on this stack, where checked code may read
+    work(lanes.data(), mask);
   } else {
 #ifdef FASTCONV_SIMT_CHECKED  // of the warp's operations only __syncwarp orders memory
     std::vector<Thread*> all;

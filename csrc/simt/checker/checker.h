@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "../simt.h"
+
 namespace fastconv::simt {
 
 // `name` is what reports call it. `written`: it holds data; else reads must follow writes. `granule`: the bytes that are

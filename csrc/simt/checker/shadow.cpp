@@ -15,7 +15,9 @@ namespace fastconv::simt {
 namespace {
 
 std::string place(const void* instruction, Where where) {
-  return instruction ? source_line(instruction) : std::string(where.file) + ":" + std::to_string(where.line);
+  if (instruction) return source_line(instruction);
+  const std::string file = where.file;
+  return file.substr(file.find_last_of('/') + 1) + ":" + std::to_string(where.line);
 }
 
 [[noreturn]] void report(const std::string& what, const Access& a) {

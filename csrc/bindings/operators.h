@@ -1,0 +1,106 @@
+// The operators of one dispatch key: a backend, and what has to hold while it works. Arguments as in schema.cpp.
+#pragma once
+
+#include <torch/library.h>
+
+#include "tensors.h"
+
+namespace fastconv::bindings {
+
+// Guard is constructed from the first tensor argument and lives as long as the call: CUDA's makes its device current.
+template <const Backend& backend, class Guard>
+struct Operators {
+  static Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                       const OptionalTensor& residual, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                       int64_t groups, std::string_view activation, std::string_view algorithm,
+                       std::string_view accuracy) {
+    const Guard guard(input);
+    return bindings::conv2d(backend, input, weight, bias, residual,
+                            {stride, padding, dilation, groups, activation, algorithm, accuracy});
+  }
+
+  static Tensor conv2d_grad_input(const Tensor& grad_output, const Tensor& weight, const OptionalTensor& output,
+                                  IntArrayRef input_size, IntArrayRef stride, IntArrayRef padding,
+                                  IntArrayRef dilation, int64_t groups, std::string_view activation,
+                                  std::string_view algorithm, std::string_view accuracy) {
+    const Guard guard(grad_output);
+    return bindings::conv2d_grad_input(backend, grad_output, weight, output, input_size,
+                                       {stride, padding, dilation, groups, activation, algorithm, accuracy});
+  }
+
+  static std::tuple<Tensor, Tensor> conv2d_grad_weight(const Tensor& input, const Tensor& grad_output,
+                                                       const OptionalTensor& output, IntArrayRef weight_size,
+                                                       bool bias, IntArrayRef stride, IntArrayRef padding,
+                                                       IntArrayRef dilation, int64_t groups,
+                                                       std::string_view activation, std::string_view algorithm,
+                                                       std::string_view accuracy) {
+    const Guard guard(input);
+    return bindings::conv2d_grad_weight(backend, input, grad_output, output, weight_size, bias,
+                                        {stride, padding, dilation, groups, activation, algorithm, accuracy});
+  }
+
+  static std::tuple<Tensor, Tensor> max_pool2d(const Tensor& input, IntArrayRef kernel_size, IntArrayRef stride,
+                                               IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+    const Guard guard(input);
+    return bindings::max_pool2d(backend, input, {kernel_size, stride, padding, dilation, ceil_mode}, true);
+  }
+
+  static Tensor max_pool2d_values(const Tensor& input, IntArrayRef kernel_size, IntArrayRef stride,
+                                  IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+    const Guard guard(input);
+    return std::get<0>(
+        bindings::max_pool2d(backend, input, {kernel_size, stride, padding, dilation, ceil_mode}, false));
+  }
+
+  static Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& offsets, IntArrayRef input_size,
+                                    IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
+                                    IntArrayRef dilation, bool ceil_mode) {
+    const Guard guard(grad_output);
+    return bindings::max_pool2d_backward(backend, grad_output, offsets, input_size,
+                                         {kernel_size, stride, padding, dilation, ceil_mode});
+  }
+
+  static Tensor max_pool2d_gather(const Tensor& input, const Tensor& offsets, IntArrayRef kernel_size,
+                                  IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+    const Guard guard(input);
+    return bindings::max_pool2d_gather(backend, input, offsets, {kernel_size, stride, padding, dilation, ceil_mode});
+  }
+
+  static Tensor max_pool2d_indices(const Tensor& offsets, IntArrayRef input_size, IntArrayRef kernel_size,
+                                   IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+    const Guard guard(offsets);
+    return bindings::max_pool2d_indices(backend, offsets, input_size,
+                                        {kernel_size, stride, padding, dilation, ceil_mode});
+  }
+
+  static Tensor avg_pool2d(const Tensor& input, IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
+                           bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor_override) {
+    const Guard guard(input);
+    return bindings::avg_pool2d(
+        backend, input, {kernel_size, stride, padding, {}, ceil_mode, count_include_pad, divisor_override});
+  }
+
+  static Tensor avg_pool2d_backward(const Tensor& grad_output, IntArrayRef input_size, IntArrayRef kernel_size,
+                                    IntArrayRef stride, IntArrayRef padding, bool ceil_mode, bool count_include_pad,
+                                    std::optional<int64_t> divisor_override) {
+    const Guard guard(grad_output);
+    return bindings::avg_pool2d_backward(
+        backend, grad_output, input_size,
+        {kernel_size, stride, padding, {}, ceil_mode, count_include_pad, divisor_override});
+  }
+
+  static void implement(torch::Library& m) {
+    m.impl("conv2d", &conv2d);
+    m.impl("conv2d_grad_input", &conv2d_grad_input);
+    m.impl("conv2d_grad_weight", &conv2d_grad_weight);
+    m.impl("max_pool2d", &max_pool2d);
+    m.impl("max_pool2d_values", &max_pool2d_values);
+    m.impl("max_pool2d_backward", &max_pool2d_backward);
+    m.impl("max_pool2d_gather", &max_pool2d_gather);
+    m.impl("max_pool2d_indices", &max_pool2d_indices);
+    m.impl("avg_pool2d", &avg_pool2d);
+    m.impl("avg_pool2d_backward", &avg_pool2d_backward);
+  }
+};
+
+}  // namespace fastconv::bindings

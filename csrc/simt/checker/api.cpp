@@ -1,0 +1,147 @@
+// The checked library's C interface, for tests: a row of the table on raw memory, every access checked.
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <string>
+
+#include "../../cuda/rows.h"
+#include "checker.h"
+
+namespace fastconv::simt {
+namespace {
+
+enum Result { kDone = 0, kFailed = 1, kRefused = 2 };
+
+int64_t span(const Sizes4& sizes, const Strides4& strides, int64_t element) {
+  int64_t last = 0;
+  for (size_t i = 0; i < 4; ++i) last += (sizes[i] - 1) * strides[i];
+  return (last + 1) * element;
+}
+
+void announce(const void* p, int64_t bytes, const char* name, bool written, int64_t element) {
+  if (p) register_buffer(p, bytes, name, written, static_cast<int>(element < 4 ? element : 4));
+}
+
+void announce(const ConvProblem& p, const ConvOperands& o) {
+  const int64_t e = size_of(p.dtype);
+  const bool forward = p.pass == Pass::forward, weight = p.pass == Pass::grad_weight;
+  announce(o.x, span(p.x_sizes(), p.x_strides, e), "x", forward || weight, e);
+  announce(o.weight, span(p.weight_sizes(), p.weight_strides, e), "weight", !weight, e);
+  announce(o.y, span(p.y_sizes(), p.y_strides, e), "y", !forward, e);
+  announce(o.bias, p.k * e, "bias", true, e);
+  announce(o.aux, span(p.y_sizes(), p.aux_strides, e), "aux", true, e);
+  announce(o.grad_bias, p.k * e, "grad_bias", false, e);
+}
+
+void announce(const PoolProblem& p, const PoolOperands& o) {
+  const int64_t e = size_of(p.dtype);
+  const bool gradient = p.pass == Pass::grad_input;
+  announce(o.x, span(p.x_sizes(), p.x_strides, e), "x", !gradient, e);
+  announce(o.y, span(p.y_sizes(), p.y_strides, e), "y", gradient, e);
+  if (p.offset_bytes)
+    announce(o.offsets, span(p.y_sizes(), p.offset_strides, p.offset_bytes), "offsets", p.pass != Pass::forward,
+             p.offset_bytes);
+}
+
+template <class Problem, class Operands, class Plan>
+Result run(const Problem& p, const Operands& o, Status (*supports)(const Problem&),
+           void (*plan_for)(const Problem&, int, Plan&),
+           Status (*run_plan)(const Plan&, const Operands&, void*, const Execution&), std::string& message) {
+  Status status = supports(p);
+  if (!status) {
+    message = status.reason();
+    return kRefused;
+  }
+  Plan plan;
+  plan.problem = p;
+  plan_for(p, 1, plan);
+  const auto bytes = static_cast<size_t>((plan.workspace_bytes + 255) / 256 * 256);
+  void* workspace = std::aligned_alloc(256, bytes ? bytes : 256);
+  if (!workspace) throw std::bad_alloc();
+  std::memset(workspace, 0xFF, bytes);
+  announce(p, o);
+  announce(workspace, plan.workspace_bytes, "workspace", false, size_of(p.dtype));
+  status = run_plan(plan, o, workspace, {});
+  std::free(workspace);
+  forget_buffers();
+  message = status.reason();
+  return status ? kDone : kFailed;
+}
+
+using namespace fastconv::simulated;
+
+// pointers: x, weight, y, bias, aux, grad_bias or x, y, offsets.
+Result run_row(const std::string& problem, const std::string& row, void* const* q, std::string& message) {
+#define FASTCONV_CONV(name)                                             \
+  if (row == #name)                                                     \
+    return run<ConvProblem, ConvOperands, ConvPlan>(parse_conv(problem), {q[0], q[1], q[2], q[3], q[4], q[5]}, \
+                                                    name##_supports, name##_plan, name##_run, message);
+#define FASTCONV_POOL(name)                                                                                    \
+  if (row == #name)                                                                                            \
+    return run<PoolProblem, PoolOperands, PoolPlan>(parse_pool(problem), {q[0], q[1], q[2]}, name##_supports, \
+                                                    name##_plan, name##_run, message);
+  FASTCONV_CONV(direct)
+  FASTCONV_CONV(im2col)
+  FASTCONV_CONV(implicit_gemm)
+  FASTCONV_CONV(depthwise)
+  FASTCONV_POOL(max_pool)
+  FASTCONV_POOL(avg_pool)
+#undef FASTCONV_CONV
+#undef FASTCONV_POOL
+  message = "no row of that name";
+  return kFailed;
+}
+
+// For addr2line: a return address as an offset into this library, of the call before it.
+uintptr_t offset_of(const void* instruction) {
+  Dl_info info;
+  if (!dladdr(instruction, &info)) return 0;
+  return reinterpret_cast<uintptr_t>(instruction) - reinterpret_cast<uintptr_t>(info.dli_fbase) - 1;
+}
+
+std::string counted_text;
+
+}  // namespace
+}  // namespace fastconv::simt
+
+#define FASTCONV_API extern "C" __attribute__((visibility("default")))
+
+// 0: done; 1: failed, 2: refused, `message` (of `capacity` bytes) says why.
+FASTCONV_API int fastconv_run(const char* problem, const char* row, void* const* pointers, uint64_t seed, int eager,
+                              char* message, int64_t capacity) {
+  using namespace fastconv::simt;
+  std::string said;
+  int result = kFailed;
+  settings().seed = seed;
+  settings().eager_copies = eager != 0;
+  try {
+    result = run_row(problem, row, pointers, said);
+  } catch (const std::exception& error) {
+    forget_buffers();
+    said = error.what();
+  }
+  std::strncpy(message, said.c_str(), static_cast<size_t>(capacity) - 1);
+  message[capacity - 1] = 0;
+  return result;
+}
+
+FASTCONV_API void fastconv_count(int on) { fastconv::simt::count_traffic(on != 0); }
+
+// Lines of "access <offset> <shared> <write> <bytes of a lane> <requests> <lanes> <distinct bytes> <units> <minimum>" and
+// "atom <count> <name>", see checker.h. Valid until the next call.
+FASTCONV_API const char* fastconv_counted() {
+  using namespace fastconv::simt;
+  counted_text.clear();
+  for (const Traffic& t : traffic()) {
+    counted_text += "access";
+    for (int64_t v : {static_cast<int64_t>(offset_of(t.instruction)), int64_t{t.shared}, int64_t{t.write},
+                      int64_t{t.access_bytes}, t.requests, t.lanes, t.bytes, t.units, t.minimum})
+      counted_text += " " + std::to_string(v);
+    counted_text += "\n";
+  }
+  for (const auto& [name, count] : atoms()) counted_text += "atom " + std::to_string(count) + " " + name + "\n";
+  return counted_text.c_str();
+}
