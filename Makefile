@@ -1,6 +1,7 @@
 # make bench    set up, build, run VGG-16 on a photo      BENCH_ARGS="alexnet --image china"
 # make test     set up, build, run the tests              TEST_ARGS="-k pool -x"
 # make build    set up, build
+# make atoms-check   on a GPU: every tensor-core and copy instruction against its model (needs nvcc, no torch)
 # make clean    undo all three
 # make gpu-baseline   what PyTorch alone reaches on this NVIDIA GPU, in 5 minutes; sets up and builds nothing
 #
@@ -18,7 +19,7 @@ SETUP = python="$$($(PYTHON) build_tools/environment.py)"
 BUILD = "$$python" setup.py --quiet build_ext --inplace
 
 export PIP_ARGS
-.PHONY: help bench test build clean
+.PHONY: help bench test build atoms-check clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -31,6 +32,9 @@ bench:
 
 test:
 	@$(SETUP) && $(BUILD) && "$$python" -m pytest $(TEST_ARGS)
+
+atoms-check:
+	@mkdir -p build && nvcc -std=c++17 -O2 -Icsrc -arch=native tests/cuda/atoms.cu -o build/atoms && build/atoms
 
 .PHONY: gpu-baseline
 gpu-baseline:
