@@ -1,8 +1,11 @@
-// Row `direct` on GPUs: sums over the window without a matrix in between. One row, several forms; plan chooses.
+// Row `direct` on GPUs: sums over the window without a matrix in between. One row, three forms; plan chooses.
 //
 //   any     one thread for each output (direct_any.cuh): every problem, and the one to read first
+//   tiled   register tiles over shared memory (direct_tiled.cuh): forward and grad_input
+//   weight  register tiles of the filter's gradient (direct_weight.cuh)
 //
-// The ladder: any -> im2col makes the sum one matrix product, tiled in registers -> implicit_gemm needs no matrix.
+// The ladder: any -> tiled keeps operands in registers and shared memory, 16 times fewer reads for each multiply-add;
+// -> im2col makes the sum one matrix product, whatever the window; -> implicit_gemm drops the matrix again.
 #pragma once
 
 #include "../core/table.h"
@@ -10,7 +13,7 @@
 
 namespace fastconv::FASTCONV_GPU {
 
-enum class DirectForm : int64_t { any };
+enum class DirectForm : int64_t { any, tiled, weight };
 
 // Names for ConvPlan::detail of this row.
 struct DirectDetail {
@@ -18,6 +21,20 @@ struct DirectDetail {
     form,
     wide_index,  // any: 64-bit offsets
     splits,      // any's grad_weight, weight: partial sums
+    // tiled: what a block makes, see TiledShape
+    pieces = 1,
+    filter_warps,
+    images,
+    rows,
+    columns,
+    chunk,
+    slice_rows,
+    filter_tiles,
+    // weight: see WeightShape
+    weight_quads = 3,
+    weight_taps,
+    weight_rows,
+    weight_columns,
   };
 };
 
@@ -26,6 +43,10 @@ bool direct_plan_form(const ConvProblem&, DirectForm, ConvPlan&);
 
 void direct_any_plan(const ConvProblem&, ConvPlan&);
 Status direct_any_run(const ConvPlan&, const ConvOperands&, void* workspace, void* stream);
+bool direct_tiled_plan(const ConvProblem&, ConvPlan&);
+Status direct_tiled_run(const ConvPlan&, const ConvOperands&, void* workspace, void* stream);
+bool direct_weight_plan(const ConvProblem&, ConvPlan&);
+Status direct_weight_run(const ConvPlan&, const ConvOperands&, void* workspace, void* stream);
 
 // What the plans of all forms know of the machine: an H200.
 struct DirectMachine {
