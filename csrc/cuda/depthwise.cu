@@ -7,53 +7,10 @@
 namespace fastconv::FASTCONV_GPU {
 namespace {
 
-// f(Walk) of the problem.
-template <int R, class F>
-Status with_walk(const ConvProblem& p, F&& f) {
-  if (!gathers(p)) return p.pad_left % 2 ? f(Walk<R, 2, true, true>{}) : f(Walk<R, 2, true>{});
-  return p.stride_h == 1 ? f(Walk<R, 1, false>{}) : f(Walk<R, 2, false>{});
-}
-template <class F>
-Status with_walk(const ConvProblem& p, F&& f) {
-  return p.r == 3 ? with_walk<3>(p, f) : with_walk<5>(p, f);
-}
-
-DepthwiseShape shape_of(const ConvProblem& p) {
-  DepthwiseShape s;
-  const int32_t h = static_cast<int32_t>(p.h), w = static_cast<int32_t>(p.w);
-  const int32_t out_h = static_cast<int32_t>(p.p()), out_w = static_cast<int32_t>(p.q());
-  s.pad_top = static_cast<int32_t>(p.pad_top);
-  s.pad_left = static_cast<int32_t>(p.pad_left);
-  const bool forward = p.pass == Pass::forward;
-  s.source_rows = forward ? h : out_h;
-  s.source_columns = forward ? w : out_w;
-  s.result_rows = s.rows = forward ? out_h : h;
-  s.result_columns = s.columns = forward ? out_w : w;
-  if (forward) return s;
-  if (gathers(p)) {
-    s.turned = true;
-    s.pad_top = static_cast<int32_t>(p.r) - 1 - s.pad_top;
-    s.pad_left = static_cast<int32_t>(p.s) - 1 - s.pad_left;
-    return s;
-  }
-  s.first_row = s.pad_top / 2;
-  s.first_column = (s.pad_left + 1) / 2;
-  s.rows = (s.pad_top + h - 1) / 2 - s.first_row + 1;
-  s.columns = (w + 1) / 2;
-  return s;
-}
-
 ChannelTiles channel_tiles(const ConvProblem& p) {
   const DepthwiseShape s = shape_of(p);
   const int64_t vector = vector_of(p);
   return ChannelTiles(p.n, s.rows, s.columns, p.c / vector, 128 / (vector * size_of(p.dtype)), 4);
-}
-PlaneTiles plane_tiles(const ConvProblem& p) {
-  const DepthwiseShape s = shape_of(p);
-  const int32_t step = static_cast<int32_t>(p.stride_h), taps = static_cast<int32_t>(p.r);
-  TileReach reach{step, -s.pad_top, taps - s.pad_top};
-  if (!gathers(p)) reach = {1, s.first_row - ((taps + 1) / 2 - 1), s.first_row + 1};
-  return PlaneTiles(p.n * p.c, s.source_rows, s.source_columns, s.rows, s.columns, reach, size_of(p.dtype));
 }
 bool planes_fit(const ConvProblem& p) {
   return p.group_k() == 1 && is_dense(p.x_sizes(), p.x_strides, Layout::nchw) &&
@@ -62,25 +19,18 @@ bool planes_fit(const ConvProblem& p) {
 }
 
 template <class T>
-Status run_walk(const ConvProblem& p, DepthwisePath path, const ConvOperands& o, void* stream) {
+Status run_channels(const ConvProblem& p, const ConvOperands& o, void* stream) {
   const bool forward = p.pass == Pass::forward;
   const DepthwiseShape shape = shape_of(p);
   const DepthwiseSource<T> source(p, o);
   const T* filter = static_cast<const T*>(o.weight);
   T* result = static_cast<T*>(forward ? o.y : o.x);
   const Epilogue<T, int32_t> epilogue(p, o);
+  const ChannelTiles tiles = channel_tiles(p);
   return with_walk(p, [&](auto walk) {
-    using W = decltype(walk);
-    if (path == DepthwisePath::channels) {
-      const ChannelTiles tiles = channel_tiles(p);
-      return launch("depthwise channels", depthwise_channels<T, W>, grid_of(tiles.blocks), block_of(tiles.threads()), 0,
-                    stream, shape, tiles, source, FilterStrides(p), filter,
-                    Strides<int32_t>(forward ? p.y_strides : p.x_strides), result, epilogue);
-    }
-    const PlaneTiles tiles = plane_tiles(p);
-    return launch("depthwise planes", depthwise_planes<T, W>, grid_of(tiles.blocks), block_of(kTileThreads),
-                  tiles.shared_bytes, stream, shape, tiles, Divider<int32_t>(p.c), source, FilterStrides(p), filter,
-                  result, epilogue);
+    return launch("depthwise channels", depthwise_channels<T, decltype(walk)>, grid_of(tiles.blocks),
+                  block_of(tiles.threads()), 0, stream, shape, tiles, source, FilterStrides(p), filter,
+                  Strides<int32_t>(forward ? p.y_strides : p.x_strides), result, epilogue);
   });
 }
 
@@ -148,7 +98,8 @@ Status depthwise_run(const ConvPlan& plan, const ConvOperands& o, void* workspac
         lead_of(static_cast<const T*>(o.aux)) != lead_of(static_cast<const T*>(o.y)))
       path = DepthwisePath::any;
     if constexpr (!std::is_same_v<T, double>) {
-      if (path != DepthwisePath::any) return run_walk<T>(p, path, o, stream);
+      if (path == DepthwisePath::channels) return run_channels<T>(p, o, stream);
+      if (path == DepthwisePath::planes) return depthwise_planes_run(p, o, stream);
     }
     if (plan.detail[kDepthwiseInt32]) return run_any<T, int32_t>(p, o, stream);
     return run_any<T, int64_t>(p, o, stream);

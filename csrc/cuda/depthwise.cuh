@@ -9,8 +9,8 @@
 // Faster still: two columns a thread (fewer reads of shared memory), packed 16-bit arithmetic, copies by the TMA.
 #pragma once
 
+#include "depthwise_plan.cuh"
 #include "epilogue.cuh"
-#include "tiles.cuh"
 
 namespace fastconv::FASTCONV_GPU {
 
@@ -351,6 +351,52 @@ depthwise_any_gradient(DepthwiseAny<Index> g, T* dx, const T* filter, GradOutput
     }
   }
   dx[g.xs.at(n, c, h, w)] = narrow<T>(sum);
+}
+
+// --- the host's side -------------------------------------------------------------------------------------------------
+
+// f(Walk) of the problem.
+template <int R, class F>
+Status with_walk(const ConvProblem& p, F&& f) {
+  if (!gathers(p)) return p.pad_left % 2 ? f(Walk<R, 2, true, true>{}) : f(Walk<R, 2, true>{});
+  return p.stride_h == 1 ? f(Walk<R, 1, false>{}) : f(Walk<R, 2, false>{});
+}
+template <class F>
+Status with_walk(const ConvProblem& p, F&& f) {
+  return p.r == 3 ? with_walk<3>(p, f) : with_walk<5>(p, f);
+}
+
+inline DepthwiseShape shape_of(const ConvProblem& p) {
+  DepthwiseShape s;
+  const int32_t h = static_cast<int32_t>(p.h), w = static_cast<int32_t>(p.w);
+  const int32_t out_h = static_cast<int32_t>(p.p()), out_w = static_cast<int32_t>(p.q());
+  s.pad_top = static_cast<int32_t>(p.pad_top);
+  s.pad_left = static_cast<int32_t>(p.pad_left);
+  const bool forward = p.pass == Pass::forward;
+  s.source_rows = forward ? h : out_h;
+  s.source_columns = forward ? w : out_w;
+  s.result_rows = s.rows = forward ? out_h : h;
+  s.result_columns = s.columns = forward ? out_w : w;
+  if (forward) return s;
+  if (gathers(p)) {
+    s.turned = true;
+    s.pad_top = static_cast<int32_t>(p.r) - 1 - s.pad_top;
+    s.pad_left = static_cast<int32_t>(p.s) - 1 - s.pad_left;
+    return s;
+  }
+  s.first_row = s.pad_top / 2;
+  s.first_column = (s.pad_left + 1) / 2;
+  s.rows = (s.pad_top + h - 1) / 2 - s.first_row + 1;
+  s.columns = (w + 1) / 2;
+  return s;
+}
+
+inline PlaneTiles plane_tiles(const ConvProblem& p) {
+  const DepthwiseShape s = shape_of(p);
+  const int32_t step = static_cast<int32_t>(p.stride_h), taps = static_cast<int32_t>(p.r);
+  TileReach reach{step, -s.pad_top, taps - s.pad_top};
+  if (!gathers(p)) reach = {1, s.first_row - ((taps + 1) / 2 - 1), s.first_row + 1};
+  return PlaneTiles(p.n * p.c, s.source_rows, s.source_columns, s.rows, s.columns, reach, size_of(p.dtype));
 }
 
 }  // namespace fastconv::FASTCONV_GPU

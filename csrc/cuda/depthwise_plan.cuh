@@ -51,7 +51,8 @@ inline double depthwise_seconds(const ConvProblem& p, DepthwisePath path, int64_
   return std::max(memory_seconds(bytes, threads, launches), static_cast<double>(p.macs()) / rate);
 }
 
-// The pass with kernels of its own.
+// Path planes, and the pass with kernels of its own: each in a file of its name.
+Status depthwise_planes_run(const ConvProblem& p, const ConvOperands& o, void* stream);
 void depthwise_weight_plan(const ConvProblem& p, ConvPlan& plan);
 Status depthwise_weight_run(const ConvPlan& plan, const ConvOperands& o, void* workspace, void* stream);
 
