@@ -118,11 +118,14 @@ def nvidia_wheels() -> list[Path]:
 def cuda_runtime(nvcc: str, cuda_version: str) -> tuple[tuple[str, ...], str]:
     """(include folders, library file) of the CUDA runtime that torch loads.
 
-    The wheels come before the toolkit: linking against the file that torch has loaded cannot bring in a second runtime.
+    Libraries of the wheels come before the toolkit's: linking against the file that torch has loaded cannot bring in a
+    second runtime. Headers of the toolkit come before the wheels', which may lack crt/.
     """
     toolkit = toolkit_of(nvcc)
-    homes = [*nvidia_wheels(), toolkit, *sorted(toolkit.glob("targets/*"))]
-    includes = [str(h / "include") for h in homes if (h / "include/cuda_runtime_api.h").is_file()]
+    own = [toolkit, *sorted(toolkit.glob("targets/*"))]
+    homes = [*nvidia_wheels(), *own]
+    headers = [h / "include" for h in [*own, *nvidia_wheels()] if (h / "include/cuda_runtime_api.h").is_file()]
+    includes = list(dict.fromkeys(str(h.resolve()) for h in headers))  # include/ may link to targets/*/include
     name = f"libcudart.so.{version_tuple(cuda_version)[0]}"
     libraries = [str(h / lib / name) for h in homes for lib in ("lib", "lib64") if (h / lib / name).is_file()]
     if not includes or not libraries:
@@ -131,7 +134,7 @@ def cuda_runtime(nvcc: str, cuda_version: str) -> tuple[tuple[str, ...], str]:
             f"{missing} is neither in the nvidia/* wheels nor in {toolkit}: "
             f"install the CUDA {cuda_version} toolkit and set CUDA_HOME to it"
         )
-    return tuple(includes[:1]), libraries[0]
+    return tuple(includes), libraries[0]
 
 
 # --- machine ---------------------------------------------------------------------------------------------

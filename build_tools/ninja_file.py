@@ -137,7 +137,7 @@ def compile_edges(plan: Plan) -> list[tuple[str, str, str]]:
     edges += [
         ("bindings", _object(plan, s), s)
         for s in plan.sources.bindings
-        if plan.cuda or PurePosixPath(s).name != "cuda.cpp"
+        if plan.cuda or not PurePosixPath(s).name.startswith("cuda")
     ]
     edges += [("simulated", _object(plan, s, "simulated"), s) for s in (*plan.sources.cuda, *plan.sources.simt)]
     edges += [("cpu", _object(plan, s), s) for s in plan.sources.cpu]

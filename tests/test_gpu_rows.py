@@ -43,17 +43,17 @@ def row_named(name):
 
 
 def emulated(text, row, addresses, threads=1, prepacked=False):
-    _C.run_row(text, row, addresses, threads, prepacked, simulated=True)
+    _C.run_row(text, row, addresses, threads, prepacked, "simulated")
 
 
-def refusal(text, name):
+def refusal(text, name, device="simulated"):
     """Why the row does not take the problem, "" if it does."""
-    answer = next(a for a in _C.explain(text, device="simulated") if a["name"] == name)
+    answer = next(a for a in _C.explain(text, device=device) if a["name"] == name and a["device"] == device)
     return "" if answer["ok"] else answer["reason"]
 
 
-def check_if_supported(text, name, run, **how):
-    reason = refusal(text, name)
+def check_if_supported(text, name, run, device="simulated", **how):
+    reason = refusal(text, name, device)
     if reason:
         assert len(reason) > 8
         return False

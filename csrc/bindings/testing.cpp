@@ -10,8 +10,12 @@
 #include <thread>
 #include <vector>
 
+#include "../core/operands.h"
 #include "../core/selector.h"
 #include "../cpu/winograd_transforms.h"
+#ifdef FASTCONV_WITH_CUDA
+#include "cuda_testing.h"
+#endif
 
 namespace py = pybind11;
 
@@ -65,6 +69,24 @@ const Row& find_row(const std::vector<Row>& rows, const std::string& name, Devic
   throw std::invalid_argument("fastconv: no row '" + name + "' of device " + fastconv::name(device));
 }
 
+// The row on a GPU: operands and workspace are copied there and back, guard zones and poison included.
+template <class Plan, class Operands>
+void run_on_gpu(const Plan& plan, Operands operands, GuardedMemory& workspace) {
+#ifdef FASTCONV_WITH_CUDA
+  DeviceCopies copies;
+  static_assert(DeviceCopies::kGuard <= kGuard);
+  visit_operands(plan.problem, operands, [&](const char*, auto*& data, int64_t bytes, int64_t, bool) {
+    data = copies.copy(const_cast<void*>(static_cast<const void*>(data)), bytes);
+  });
+  void* memory = copies.copy(workspace.data(), plan.workspace_bytes);
+  const Status status = plan.row->run(plan, operands, memory, {});
+  if (!status) throw std::runtime_error(status.reason());
+  copies.write_back();
+#else
+  (void)plan, (void)operands, (void)workspace;
+#endif
+}
+
 template <class Problem, class Row, class Operands, class BeforeRun>
 void run(const Row& row, const Problem& problem, int threads, const Operands& operands, BeforeRun&& before_run) {
   if (const Status status = supports(row, problem, row.device); !status) throw Refusal{status.reason()};
@@ -74,10 +96,14 @@ void run(const Row& row, const Problem& problem, int threads, const Operands& op
   plan.threads = threads;
   row.plan(problem, threads, plan);
   GuardedMemory workspace(plan.workspace_bytes);
-  Execution exec = with_own_threads(threads);
-  [[maybe_unused]] const auto kept = before_run(plan, exec);
-  const Status status = row.run(plan, operands, workspace.data(), exec);
-  if (!status) throw std::runtime_error(status.reason());
+  if (row.device == Device::cuda) {
+    run_on_gpu(plan, operands, workspace);
+  } else {
+    Execution exec = with_own_threads(threads);
+    [[maybe_unused]] const auto kept = before_run(plan, exec);
+    const Status status = row.run(plan, operands, workspace.data(), exec);
+    if (!status) throw std::runtime_error(status.reason());
+  }
   if (!workspace.intact()) throw std::runtime_error("wrote past its workspace of " +
                                                     std::to_string(plan.workspace_bytes) + " bytes");
 }
@@ -87,8 +113,8 @@ void* pointer(const py::dict& addresses, const char* name) {
 }
 
 void run_row(const std::string& text, const std::string& row, const py::dict& addresses, int threads, bool prepacked,
-             bool simulated) {
-  const Device device = simulated ? Device::simulated : Device::cpu;
+             const std::string& on) {
+  const Device device = on == "cuda" ? Device::cuda : on == "simulated" ? Device::simulated : Device::cpu;
   if (text.rfind("conv ", 0) == 0) {
     ConvOperands o{pointer(addresses, "x"),    pointer(addresses, "weight"), pointer(addresses, "y"),
                    pointer(addresses, "bias"), pointer(addresses, "aux"),    pointer(addresses, "grad_bias")};
@@ -143,8 +169,8 @@ void add_testing(py::module_& m) {
   m.def("winograd_forms", &winograd_forms,
         "The matrices of every form of Winograd's algorithm: (outputs, taps, A^T, G, B^T), as nested lists.");
   m.def("run_row", &run_row, py::arg("text"), py::arg("row"), py::arg("addresses"), py::arg("threads") = 1,
-        py::arg("prepacked") = false, py::arg("simulated") = false,
-        "Runs one row, of the CPU or of the emulated GPU, on raw memory: addresses holds x, weight, y, bias, aux, grad_bias or x, y, offsets, laid out\n"
+        py::arg("prepacked") = false, py::arg("device") = "cpu",
+        "Runs one row of the device (cpu, simulated, or cuda: by copies) on raw host memory: addresses holds x, weight, y, bias, aux, grad_bias or x, y, offsets, laid out\n"
         "as the problem's text says; nothing about them is checked. For tests. Raises RuntimeError if the row refuses,\n"
         "fails, or writes beyond its workspace, which is poisoned and guarded.");
 }

@@ -7,6 +7,7 @@
 #include <new>
 #include <string>
 
+#include "../../core/operands.h"
 #include "../../cuda/rows.h"
 #include "checker.h"
 
@@ -15,35 +16,8 @@ namespace {
 
 enum Result { kDone = 0, kFailed = 1, kRefused = 2 };
 
-int64_t span(const Sizes4& sizes, const Strides4& strides, int64_t element) {
-  int64_t last = 0;
-  for (size_t i = 0; i < 4; ++i) last += (sizes[i] - 1) * strides[i];
-  return (last + 1) * element;
-}
-
 void announce(const void* p, int64_t bytes, const char* name, bool written, int64_t element) {
-  if (p) register_buffer(p, bytes, name, written, static_cast<int>(element < 4 ? element : 4));
-}
-
-void announce(const ConvProblem& p, const ConvOperands& o) {
-  const int64_t e = size_of(p.dtype);
-  const bool forward = p.pass == Pass::forward, weight = p.pass == Pass::grad_weight;
-  announce(o.x, span(p.x_sizes(), p.x_strides, e), "x", forward || weight, e);
-  announce(o.weight, span(p.weight_sizes(), p.weight_strides, e), "weight", !weight, e);
-  announce(o.y, span(p.y_sizes(), p.y_strides, e), "y", !forward, e);
-  announce(o.bias, p.k * e, "bias", true, e);
-  announce(o.aux, span(p.y_sizes(), p.aux_strides, e), "aux", true, e);
-  announce(o.grad_bias, p.k * e, "grad_bias", false, e);
-}
-
-void announce(const PoolProblem& p, const PoolOperands& o) {
-  const int64_t e = size_of(p.dtype);
-  const bool gradient = p.pass == Pass::grad_input;
-  announce(o.x, span(p.x_sizes(), p.x_strides, e), "x", !gradient, e);
-  announce(o.y, span(p.y_sizes(), p.y_strides, e), "y", gradient, e);
-  if (p.offset_bytes)
-    announce(o.offsets, span(p.y_sizes(), p.offset_strides, p.offset_bytes), "offsets", p.pass != Pass::forward,
-             p.offset_bytes);
+  register_buffer(p, bytes, name, written, static_cast<int>(element < 4 ? element : 4));
 }
 
 template <class Problem, class Operands, class Plan>
@@ -62,7 +36,10 @@ Result run(const Problem& p, const Operands& o, Status (*supports)(const Problem
   void* workspace = std::aligned_alloc(256, bytes ? bytes : 256);
   if (!workspace) throw std::bad_alloc();
   std::memset(workspace, 0xFF, bytes);
-  announce(p, o);
+  Operands operands = o;
+  visit_operands(p, operands, [](const char* name, const void* data, int64_t bytes, int64_t element, bool read) {
+    announce(data, bytes, name, read, element);
+  });
   announce(workspace, plan.workspace_bytes, "workspace", false, size_of(p.dtype));
   status = run_plan(plan, o, workspace, {});
   std::free(workspace);
