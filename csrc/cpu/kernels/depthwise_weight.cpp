@@ -232,7 +232,7 @@ struct ByPlanes {
 #pragma GCC unroll 9
     for (int t = 0; t < NT; ++t) acc[t] = Vec<A>{};
     const int64_t whole = g.cols.out / L * L;
-    Vec<A> used;  // in the last vector: beyond the row dy is zero, but x may be NaN
+    Vec<A> used{};  // in the last vector: beyond the row dy is zero, but x may be NaN
     for (int l = 0; l < L; ++l) used[l] = whole + l < g.cols.out ? A(1) : A(0);
     for (int64_t i = 0; i < count; ++i) {
       const A* dy_row = y_band + i * width;

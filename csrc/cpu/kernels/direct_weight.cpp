@@ -4,6 +4,10 @@
 // and of dy (masked by the activation's output while loading) to [row][pixel][filter]; then for each tap and tile of
 // channels run the register tile over all pixels of the band. A band's sum is finished before it is added to the running
 // sums, so rounding errors grow with the number of bands, not of pixels. grad_bias falls out of packing dy.
+// What -O3 does and -O2 does not: the inner loops here have strides and masks that the loops around them fix. Without it
+// the filter's gradient of 1x1 layers in NCHW takes 1.2 times as long.
+#pragma GCC optimize("unswitch-loops", "peel-loops", "version-loops-for-strides")
+
 #include "../arena.h"
 #include "../direct.h"
 #include "filter_sums.h"

@@ -86,7 +86,7 @@ inline Vec<Compute<T>> load_wide(const T* p) {
 #elif defined(__F16C__)
     return (Vec<A>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
-    Vec<A> v;
+    Vec<A> v{};
     for (int l = 0; l < L; ++l) v[l] = widen(p[l]);
     return v;
 #endif

@@ -153,12 +153,22 @@ inline void transform_output(const TileTarget<T>& target, const Segment& segment
                       residual ? residual + i * rs[2] : nullptr, rs[1]);
       continue;
     }
-    for (int64_t j = 0; j < cols; ++j)
-      for (int64_t l = 0; l < filters; ++l) {
-        float v = from[j * L + l];
-        if (residual) v += widen(residual[i * rs[2] + j * rs[3] + l * rs[1]]);
-        y[i * ys[2] + j * ys[3] + l * ys[1]] = narrow<T>(target.relu ? relu(v) : v);
+    const bool whole = filters == L && ys[1] == 1;
+    for (int64_t j = 0; j < cols; ++j) {
+      float values[L] = {};
+      T* to = y + i * ys[2] + j * ys[3];
+      Lanes v = load(from + j * L);
+      if (residual) {
+        for (int64_t l = 0; l < filters; ++l) values[l] = widen(residual[i * rs[2] + j * rs[3] + l * rs[1]]);
+        v += load(values);
       }
+      store(values, relu_lanes(v, target.relu));
+      if (whole) {  // a loop of constant length and stride, to be vectorised
+        for (int l = 0; l < L; ++l) to[l] = narrow<T>(values[l]);
+      } else {
+        for (int64_t l = 0; l < filters; ++l) to[l * ys[1]] = narrow<T>(values[l]);
+      }
+    }
   }
 }
 
