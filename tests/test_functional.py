@@ -367,7 +367,7 @@ def test_explain_text():
         assert row["name"] in str(explanation) and row["reason"] in str(explanation)
     with fastconv.algorithm(chosen["name"]):
         (forced,) = [row for row in fastconv.explain(text).rows if row["chosen"]]
-    assert forced["reason"] == "forced"
+    assert forced["reason"].endswith("forced")  # after the form, for a row that has several
 
 
 def test_explain_module_leaves_it_as_it_was():

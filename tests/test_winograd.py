@@ -191,6 +191,18 @@ def test_threads_and_prepacking_change_no_bit():
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("pass_, flags, form", [
+    ("fwd", "", "F(2x2,3x3)"),
+    ("fwd", " acc:fast", "F(4x4,3x3)"),
+    ("grad_input", " acc:fastest", "F(6x6,3x3)"),
+    ("grad_weight", "", "F(3x3,2x2)"),
+])  # fmt: skip
+def test_explain_names_the_form(pass_, flags, form):
+    text = f"conv n1c128h72w72 k128r3s3 st1 pd1 dl1 g1 f32 nhwc {pass_}{flags}"
+    answer = next(a for a in _C.explain(text, algorithm="winograd") if a["name"] == "winograd")
+    assert answer["reason"] == f"{form}, forced"
+
+
 def test_refusals_say_why():
     def reason(shape, flags=""):
         text = f"conv n1c8h14w14 k8{shape} f32 nchw fwd{flags}"

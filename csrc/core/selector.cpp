@@ -211,6 +211,7 @@ std::vector<Candidate> candidates(const std::vector<Row>& rows, const Problem& p
     else
       c.reason = "predicted " + seconds(plan.cost) + ", the chosen one " +
                  seconds(choice.answers[choice.chosen].plan.cost);
+    if (status.ok() && plan.variant) c.reason = std::string(plan.variant) + ", " + c.reason;
     list.push_back(std::move(c));
   }
   return list;

@@ -35,6 +35,7 @@ struct PlanOf {
   int64_t prepack_key = 0;      // distinguishes a row's transformed layouts of one filter (a tile size, say)
   int64_t executed_macs = 0;    // multiplications really done (Winograd: fewer; tile waste: more)
   double cost = 0;              // predicted seconds, by the row's own model
+  const char* variant = nullptr;  // which of its forms the row chose, for explain(); null if it has one only
   int64_t detail[12] = {};      // the row's own numbers: tiles, bands, splits
 };
 

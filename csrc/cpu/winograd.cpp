@@ -173,6 +173,18 @@ void plan_form(const ConvProblem& p, int64_t m, int threads, ConvPlan& plan) {
     plan_gather(p, m, threads, plan);
 }
 
+// Minimal filtering F(m x m, r x r) by its name: for grad_weight the filter is the output, and m x m pixels the filter.
+const char* variant(const ConvPlan& plan) {
+  const bool weight = plan.problem.pass == Pass::grad_weight;
+  switch (plan.problem.r * 10 + plan.detail[winograd::kOutputs]) {
+    case 32: return weight ? "F(3x3,2x2)" : "F(2x2,3x3)";
+    case 34: return weight ? "F(3x3,4x4)" : "F(4x4,3x3)";
+    case 36: return "F(6x6,3x3)";
+    case 52: return weight ? "F(5x5,2x2)" : "F(2x2,5x5)";
+    default: return "F(4x4,5x5)";
+  }
+}
+
 }  // namespace
 
 void winograd_plan(const ConvProblem& p, int threads, ConvPlan& plan) {
@@ -182,17 +194,7 @@ void winograd_plan(const ConvProblem& p, int threads, ConvPlan& plan) {
     plan_form(p, m, threads, candidate);
     if (candidate.cost < 0.95 * plan.cost) plan = candidate;  // of near equals the one with the smaller error
   }
-}
-
-const char* winograd_variant(const ConvPlan& plan) {
-  const bool weight = plan.problem.pass == Pass::grad_weight;
-  switch (plan.problem.r * 10 + plan.detail[winograd::kOutputs]) {
-    case 32: return weight ? "F(3x3,2x2)" : "F(2x2,3x3)";
-    case 34: return weight ? "F(3x3,4x4)" : "F(4x4,3x3)";
-    case 36: return "F(6x6,3x3)";
-    case 52: return weight ? "F(5x5,2x2)" : "F(2x2,5x5)";
-    default: return "F(4x4,5x5)";
-  }
+  plan.variant = variant(plan);
 }
 
 Status winograd_run(const ConvPlan& plan, const ConvOperands& operands, void* workspace, const Execution& exec) {

@@ -16,9 +16,6 @@ void winograd_plan(const ConvProblem&, int threads, ConvPlan&);
 Status winograd_run(const ConvPlan&, const ConvOperands&, void* workspace, const Execution&);
 Status winograd_prepack(const ConvPlan&, const ConvOperands&, void* prepacked, const Execution&);
 
-// Which form a plan of this row uses, "F(4x4,3x3)" for example.
-const char* winograd_variant(const ConvPlan&);
-
 namespace winograd {
 
 // Names for ConvPlan::detail of this row, forward and grad_input.
