@@ -211,7 +211,7 @@ struct TileOf<T, 2> {
 };
 template <class T>
 struct TileOf<T, 3> {
-  using type = GemmTile<T, 128, 64, 16, 2, 1>;
+  using type = GemmTile<T, 128, 64, 8, 2, 1>;
 };
 template <>
 struct TileOf<double, 1> {
