@@ -30,9 +30,10 @@ struct DirectDetail {
     chunk,
     slice_rows,
     filter_tiles,
-    // weight: see WeightShape
-    weight_quads = 3,
-    weight_taps,
+    // weight: what a block makes, see WeightShape
+    weight_octets = 3,
+    weight_quads,
+    weight_tap_rows,
     weight_rows,
     weight_columns,
   };
