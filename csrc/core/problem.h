@@ -66,10 +66,13 @@ struct ConvProblem {
   uint8_t x_align = kFullAlignment, weight_align = kFullAlignment, y_align = kFullAlignment;
   uint8_t unused[5] = {};
 
+  // Always inlined: kernels are compiled once per ISA, and no copy made with AVX may be linked for the rest.
+  [[gnu::always_inline]]
   int64_t p() const { return (h + pad_top + pad_bottom - dilation_h * (r - 1) - 1) / stride_h + 1; }
+  [[gnu::always_inline]]
   int64_t q() const { return (w + pad_left + pad_right - dilation_w * (s - 1) - 1) / stride_w + 1; }
-  int64_t group_c() const { return c / groups; }
-  int64_t group_k() const { return k / groups; }
+  [[gnu::always_inline]] int64_t group_c() const { return c / groups; }
+  [[gnu::always_inline]] int64_t group_k() const { return k / groups; }
   Sizes4 x_sizes() const { return {n, c, h, w}; }
   Sizes4 weight_sizes() const { return {k, group_c(), r, s}; }
   Sizes4 y_sizes() const { return {n, k, p(), q()}; }
