@@ -109,15 +109,37 @@ bool derive(const DirectPass& pass, PatchAccess access, TiledShape& s) {
   if (access == PatchAccess::columns) slots = round_up(slots, vector);
   const int64_t patch_columns = s.interleave * slots;
   const int64_t patch_rows = (s.rows - 1) * int64_t{rows.pixel} + std::max<int64_t>(row_taps - 1, 0) * rows.tap + 1;
-  // 8 lanes that read 16 bytes each shall meet 8 different groups of 4 banks where their pieces go on in the next row.
-  const auto padded = [](int64_t pitch, int64_t factor, int64_t pieces) {
-    for (int64_t more = 0; more < 8; ++more)
-      if ((pitch / 4 + more) * factor % 8 == pieces % 8) return pitch + 4 * more;
-    return pitch;
+  // The pitches are padded for reads of pieces without bank conflicts, as far as that goes.
+  const auto cycles = [&](int64_t row_pitch, int64_t image_pitch) {
+    int64_t sum = 0;
+    for (int64_t first = 0; first < 32; first += 8) {
+      int64_t most = 0, lanes[8] = {};  // of a quarter of a warp, by the 4 banks that they read
+      for (int64_t i = first; i < first + 8; ++i) {
+        const int64_t in_row = i % s.piece_columns, sub_row = i / s.piece_columns, row = sub_row / s.sub_columns;
+        const int64_t at = row / s.rows * image_pitch + row % s.rows * rows.pixel * row_pitch +
+                           sub_row % s.sub_columns * slots + in_row * kPiece;
+        most = std::max(most, ++lanes[at / kPiece % 8]);
+      }
+      sum += most;
+    }
+    return sum;
   };
-  const int64_t pieces = s.columns / kPiece;
-  const int64_t row_pitch = padded(patch_columns, rows.pixel, pieces);
-  const int64_t image_pitch = s.images > 1 ? padded(patch_rows * row_pitch, 1, pieces * s.rows) : patch_rows * row_pitch;
+  int64_t row_pitch = patch_columns, least = cycles(patch_columns, patch_rows * patch_columns);
+  for (int64_t more = 1; more < 8 && least > 4; ++more) {
+    const int64_t pitch = patch_columns + more * kPiece, now = cycles(pitch, patch_rows * pitch);
+    if (now < least) {
+      least = now;
+      row_pitch = pitch;
+    }
+  }
+  int64_t image_pitch = patch_rows * row_pitch;
+  for (int64_t more = 1; s.images > 1 && more < 8 && least > 4; ++more) {
+    const int64_t pitch = patch_rows * row_pitch + more * kPiece, now = cycles(row_pitch, pitch);
+    if (now < least) {
+      least = now;
+      image_pitch = pitch;
+    }
+  }
   int64_t plane = s.images * image_pitch;
   if (access == PatchAccess::channels && plane % 8 == 0) plane += 4;  // 4 channels are written at once: into other banks
   const int64_t units = s.chunk * s.images * patch_rows * patch_columns / (access == PatchAccess::single ? 1 : vector);
@@ -156,7 +178,7 @@ int64_t tiles_of(const TiledAxis& a, int64_t tile) { return div_up(a.phase[0].co
 // that got most blocks.
 void predict(const DirectPass& pass, TiledChoice& c) {
   constexpr double kCarry = 25, kStep = 60;  // instructions for one input access; cycles around a barrier
-  constexpr double kShare[3] = {0, 0.72, 0.85};  // of multiply-adds among all issued, by pieces
+  constexpr double kShare[3] = {0, 0.65, 0.85};  // of the rate of multiply-adds, by pieces: see direct_tiled.cuh
   const TiledShape& s = c.shape;
   const double fp64 = pass.sum_bytes == 8 ? 2 : 1;
   const int64_t filters = s.filter_warps * kTiledFilters, all_tiles = div_up(pass.filters, filters);

@@ -7,8 +7,8 @@
 // its filter slice 9 x 64; 2 x 9 x 64 x 256 FLOP for 3664 bytes of global memory (mostly of the second-level cache): 80
 // FLOP per byte, where an H200 balances at 14.
 // Shared memory: for 3 taps of a row a thread reads 2 x 8 input values and 3 x 8 filter values, 16 bytes at a time, for
-// 3 x 64 multiply-adds: 2.4 FLOP per byte. The 8 filter values are the same for all lanes of a warp, one cycle; so a warp
-// takes 4 x 4 + 3 x 2 = 22 cycles of shared memory for 48 of multiply-adds. Multiply-adds bound it.
+// 3 x 64 multiply-adds: 2.4 FLOP per byte. A warp's 10 reads take 40 cycles, its multiply-adds 48: they bound it. (With
+// half the pixels, for small problems, 8 reads take 32 cycles where multiply-adds take 24.)
 // Neighbouring pixels share what they read: a thread's piece of 4 pixels slides over a row of taps, and 4 + 3 values
 // serve 4 taps. With stride or dilation M, a row of the patch is kept as M interleaved rows, so that this still holds.
 // The next rungs, im2col and implicit_gemm, take windows of every shape as fast, since their depth is one dimension:

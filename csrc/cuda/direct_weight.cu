@@ -38,8 +38,9 @@ struct WeightShape {
 };
 
 WeightShape choose_shape(const ConvProblem& p, const WeightAxis& rows, const WeightAxis& columns) {
-  constexpr double kCarry = 25, kStep = 80, kShare = 0.85;  // as in direct_tiled.cu
+  constexpr double kCarry = 25, kStep = 80, kShare = 0.8;  // as in direct_tiled.cu
   constexpr int64_t kPartialBytes = int64_t{256} << 20, kMostPixels = 16384;
+  constexpr int kInput = DirectWeightTile<float>::kInput, kGrad = DirectWeightTile<float>::kGrad;
   const int64_t sum_bytes = p.dtype == DType::f64 ? 8 : 4, lots_of_thread = sum_bytes == 8 ? 1 : 2;
   const int64_t all_quads = div_up(p.group_c(), kQuad), elements = p.k * (p.group_c() * p.r * p.s + p.bias);
   WeightShape best;
@@ -58,9 +59,12 @@ WeightShape choose_shape(const ConvProblem& p, const WeightAxis& rows, const Wei
         const int64_t width = div_up(columns.count, parts);
         if (parts > 1 && width == div_up(columns.count, parts - 1)) continue;
         const auto fits = [&](int64_t height) {
-          const int64_t x = patch_of(rows, height, s.tap_rows) * patch_of(columns, width, p.s) * s.quads * kQuad;
-          const int64_t dy = height * width * octets * kWeightFilters;
-          return x <= 12 * kWeightThreads && dy <= 16 * kWeightThreads && 2 * (x + dy) * sum_bytes <= kMostShared;
+          const int64_t positions = patch_of(rows, height, s.tap_rows) * patch_of(columns, width, p.s);
+          const int64_t pixels = height * width, filters = octets * kWeightFilters;
+          if (positions * s.quads * kQuad > kInput * kWeightThreads || pixels * filters > kGrad * kWeightThreads) return false;
+          const int64_t values = positions * pitch_of(static_cast<int>(s.quads)) +
+                                 pixels * pitch_of(static_cast<int>(filters / kQuad));
+          return 2 * values * sum_bytes <= kMostShared;
         };
         if (!fits(1)) continue;
         int64_t height = 1;
@@ -87,7 +91,7 @@ WeightShape choose_shape(const ConvProblem& p, const WeightAxis& rows, const Wei
         const int64_t pixel_macs = kWeightThreads * kWeightFilters * kQuad * lots_of_thread;
         s.macs = places * pixels * pixel_macs;
         const double real = static_cast<double>(each) * pixels / tiles;  // pixels of a split
-        const double carried = 12.0 + 16.0;                              // values of a thread for each tile
+        const double carried = (kInput + kGrad) / 2.0;  // accesses of a thread for each tile, between wide and single ones
         const double cycles = real * pixel_macs / (128 * kShare) * (sum_bytes == 8 ? 2 : 1) +
                               each * (carried * kCarry * kWeightThreads / 128 + kStep);
         s.seconds = div_up(s.blocks, DirectMachine::kMultiprocessors) * cycles / DirectMachine::kClock +
@@ -131,7 +135,9 @@ Status run_weight(const ConvPlan& plan, const ConvOperands& o, void* workspace, 
   g.by_tile_columns = Divider<int32_t>(tile_columns);
   g.by_patch_columns = Divider<int32_t>(g.columns.patch);
   g.by_patch_rows = Divider<int32_t>(g.rows.patch);
-  g.by_patch_channels = Divider<int32_t>(g.quads * kQuad);
+  g.by_patch_vectors = Divider<int32_t>(g.quads * kQuad / Tile::kVector);
+  g.patch_pitch = pitch_of(g.quads);
+  g.grad_pitch = pitch_of(g.octets * kWeightFilters / kQuad);
   g.by_columns = Divider<int32_t>(g.columns.tile);
   g.by_pixels = Divider<int32_t>(int64_t{g.rows.tile} * g.columns.tile);
   g.partial = static_cast<Sum*>(workspace);
@@ -148,8 +154,8 @@ Status run_weight(const ConvPlan& plan, const ConvOperands& o, void* workspace, 
   g.dy_wide = g.dy_along_filters && wide(g.dy.dy, g.dy.strides, g.filters) &&
               (!g.dy.output || wide(g.dy.output, g.dy.output_strides, g.filters));
 
-  const int64_t patch = int64_t{g.rows.patch} * g.columns.patch * g.quads * kQuad;
-  const int64_t grad = int64_t{g.rows.tile} * g.columns.tile * g.octets * kWeightFilters;
+  const int64_t patch = int64_t{g.rows.patch} * g.columns.patch * g.patch_pitch;
+  const int64_t grad = int64_t{g.rows.tile} * g.columns.tile * g.grad_pitch;
   const int64_t places = int64_t{g.row_tiles} * g.quad_tiles * div_up(g.filters, g.octets * kWeightFilters);
   const dim3 grid{static_cast<unsigned>(places), static_cast<unsigned>(p.groups), static_cast<unsigned>(splits)};
   Status status = launch("direct weight", direct_weight<Tile>, grid, dim3{kWeightThreads, 1, 1},

@@ -6,8 +6,8 @@
 //
 // Arithmetic intensity in fp32 for 3x3: 8 x 8 pixels bring 64 x 64 values of grad_output and 10 x 10 x 28 of the input,
 // 27.6 KB, for 64 pixels x 64 filters x 252 weights: 75 FLOP per byte, where an H200 balances at 14.
-// Shared memory: for each pixel a thread reads 8 values of grad_output, the same for all lanes of a warp, and 2 x 4 input
-// values for 64 multiply-adds: 2 + 2 x 4 cycles of shared memory for 16 of multiply-adds, which bound it.
+// Shared memory: for each pixel a thread reads 8 values of grad_output and 2 x 4 of the input, 16 bytes at a time, for 64
+// multiply-adds: 2 FLOP per byte, and 16 cycles of a multiprocessor for either. Both bound it.
 // One patch serves all taps; implicit_gemm, the next rung, reads the input once for each tap, but has no lots to fill: 9
 // taps x 7 quads of channels are 63 of 64, 25 taps x 2 quads only 50.
 #pragma once
@@ -40,6 +40,10 @@ struct WeightAxis {
   int dilation = 1, taps = 1, tile = 1, patch = 1;
 };
 
+// Values from pixel to pixel in shared memory, quads of them in use. Neighbouring lanes read the quads of neighbouring taps,
+// best without a gap; or write one quad each of neighbouring pixels: an even number of quads of all banks is 8 lanes in one.
+constexpr int pitch_of(int quads) { return (quads % 8 == 0 ? quads + 1 : quads) * kQuad; }
+
 template <class T>
 struct DirectWeight {
   const T* x = nullptr;
@@ -51,9 +55,10 @@ struct DirectWeight {
   int octets = 8, quads = 1, tap_rows = 1;                  // of a block: 8 filters each, lots = quads x tap rows x taps
   int quad_tiles = 1, row_tiles = 1;
   WeightAxis rows, columns;
+  int patch_pitch = 4, grad_pitch = 4;  // from pixel to pixel in shared memory, see pitch_of
   int tiles = 1, split_tiles = 1;        // of pixels
   Divider<int32_t> by_tile_rows, by_tile_columns;                        // a tile's number
-  Divider<int32_t> by_patch_columns, by_patch_rows, by_patch_channels;   // a patch's values
+  Divider<int32_t> by_patch_columns, by_patch_rows, by_patch_vectors;    // a patch's values
   Divider<int32_t> by_columns, by_pixels;                                // a tile's pixels
   Compute<T>* partial = nullptr;  // [split][weights and biases]
   int64_t pitch = 0;
@@ -89,101 +94,78 @@ class WeightLoader {
     const PixelTile t = pixel_tile(g, tile);
     const int h = t.row * g.rows.scale + g.rows.shift + first_tap * g.rows.dilation;
     const int w = t.column * g.columns.scale + g.columns.shift;
-    const auto read_x = [&](auto n, int unit) {
-      constexpr int N = decltype(n)::value;
-      const Place at = patch_place(unit, N);
+    for (int i = 0; i < Tile::kInput / kVector; ++i) {
+      const Place at = patch_place(i);
       const int ih = h + at.row * g.rows.sample, iw = w + at.column * g.columns.sample, c = first_channel + at.value;
-      if (at.row < g.rows.patch && c < end_channel && static_cast<unsigned>(ih) < static_cast<unsigned>(g.rows.source) &&
-          static_cast<unsigned>(iw) < static_cast<unsigned>(g.columns.source))
-        return load_vector<N>(g.x + g.x_strides.at(t.image, c, ih, iw));
-      return zero<N>();
-    };
-    const auto read_dy = [&](auto n, int unit) {
-      constexpr int N = decltype(n)::value;
-      const Place at = grad_place(unit, N);
-      const int p = t.row + at.row, q = t.column + at.column, k = first_filter + at.value;
-      if (at.row < g.rows.tile && p < g.rows.count && q < g.columns.count && k < end_filter) {
-        const int mask_at = g.dy.output ? g.dy.output_strides.at(t.image, k, p, q) : 0;
-        return read_source<N>(g.dy, g.dy.strides.at(t.image, k, p, q), mask_at);
+      const bool inside = at.inside && static_cast<unsigned>(ih) < static_cast<unsigned>(g.rows.source) &&
+                          static_cast<unsigned>(iw) < static_cast<unsigned>(g.columns.source);
+      x[i] = {};
+      if (g.x_wide) {
+        if (inside && c < end_channel) x[i] = load_vector<kVector>(g.x + g.x_strides.at(t.image, c, ih, iw));
+      } else {
+        for (int j = 0; j < kVector; ++j)
+          if (inside && c + j < end_channel) x[i][j] = g.x[g.x_strides.at(t.image, c + j, ih, iw)];
       }
-      return zero<N>();
-    };
-    using One = std::integral_constant<int, 1>;
-    using Wide = std::integral_constant<int, kVector>;
-    if (g.x_wide)
-      for (int i = 0; i < Tile::kInput / kVector; ++i) x[i] = read_x(Wide{}, i);
-    else
-      for (int i = 0; i < Tile::kInput; ++i) x[i / kVector][i % kVector] = read_x(One{}, i)[0];
-    if (g.dy_wide)
-      for (int i = 0; i < Tile::kGrad / kVector; ++i) dy[i] = read_dy(Wide{}, i);
-    else
-      for (int i = 0; i < Tile::kGrad; ++i) dy[i / kVector][i % kVector] = read_dy(One{}, i)[0];
+    }
+    for (int i = 0; i < Tile::kGrad / kVector; ++i) {
+      const Place at = grad_place(i);
+      const int p = t.row + at.row, q = t.column + at.column, k = first_filter + at.value;
+      const bool inside = at.inside && p < g.rows.count && q < g.columns.count;
+      dy[i] = {};
+      const auto read = [&](auto n, int filter) {
+        const int mask_at = g.dy.output ? g.dy.output_strides.at(t.image, filter, p, q) : 0;
+        return read_source<decltype(n)::value>(g.dy, g.dy.strides.at(t.image, filter, p, q), mask_at);
+      };
+      if (g.dy_wide) {
+        if (inside && k < end_filter) dy[i] = read(std::integral_constant<int, kVector>{}, k);
+      } else {
+        for (int j = 0; j < kVector; ++j)
+          if (inside && k + j < end_filter) dy[i][j] = read(std::integral_constant<int, 1>{}, k + j)[0];
+      }
+    }
   }
 
   __device__ __forceinline__ void store(Sum* patch, Sum* grad) const {
-    const int patch_pitch = g.quads * kQuad, grad_pitch = g.octets * kWeightFilters;
-    if (g.x_wide) {
-      for (int i = 0; i < Tile::kInput / kVector; ++i) {
-        const Place at = patch_place(i, kVector);
-        if (at.row < g.rows.patch)
-          store_wide(patch + (at.row * g.columns.patch + at.column) * patch_pitch + at.value, x[i]);
-      }
-    } else {
-      for (int i = 0; i < Tile::kInput; ++i) {
-        const Place at = patch_place(i, 1);
-        if (at.row < g.rows.patch)
-          patch[(at.row * g.columns.patch + at.column) * patch_pitch + at.value] = widen(x[i / kVector][i % kVector]);
-      }
+    for (int i = 0; i < Tile::kInput / kVector; ++i) {
+      const Place at = patch_place(i);
+      if (at.inside) store_wide(patch + (at.row * g.columns.patch + at.column) * g.patch_pitch + at.value, x[i]);
     }
-    if (g.dy_wide) {
-      for (int i = 0; i < Tile::kGrad / kVector; ++i) {
-        const Place at = grad_place(i, kVector);
-        if (at.row < g.rows.tile)
-          store_wide(grad + (at.row * g.columns.tile + at.column) * grad_pitch + at.value, dy[i]);
-      }
-    } else {
-      for (int i = 0; i < Tile::kGrad; ++i) {
-        const Place at = grad_place(i, 1);
-        if (at.row < g.rows.tile)
-          grad[(at.row * g.columns.tile + at.column) * grad_pitch + at.value] = widen(dy[i / kVector][i % kVector]);
-      }
+    for (int i = 0; i < Tile::kGrad / kVector; ++i) {
+      const Place at = grad_place(i);
+      if (at.inside) store_wide(grad + (at.row * g.columns.tile + at.column) * g.grad_pitch + at.value, dy[i]);
     }
   }
 
  private:
   struct Place {
-    int row, column, value;  // value: the channel or filter; a row past the end: there is no such place
+    int row, column, value;  // value: the first channel or filter
+    bool inside;
   };
-  __device__ __forceinline__ Place patch_place(int index, int n) const {
-    const int unit = index * kWeightThreads + threadIdx.x, channels = g.quads * kQuad;
+  __device__ __forceinline__ Place patch_place(int index) const {
+    const int unit = index * kWeightThreads + threadIdx.x, vectors = g.quads * kQuad / kVector;
     Place at;
-    if (g.x_along_channels) {
-      at.row = g.by_patch_columns.quotient(g.by_patch_channels.quotient(unit * n, at.value), at.column);
-    } else {
+    if (g.x_along_channels)
+      at.row = g.by_patch_columns.quotient(g.by_patch_vectors.quotient(unit, at.value), at.column);
+    else
       at.value = g.by_patch_rows.quotient(g.by_patch_columns.quotient(unit, at.column), at.row);
-      if (at.value >= channels) at.row = g.rows.patch;
-    }
+    at.inside = at.row < g.rows.patch && at.value < vectors;
+    at.value *= kVector;
     return at;
   }
-  __device__ __forceinline__ Place grad_place(int index, int n) const {
-    const int unit = index * kWeightThreads + threadIdx.x, filters = g.octets * kWeightFilters;
+  __device__ __forceinline__ Place grad_place(int index) const {
+    const int unit = index * kWeightThreads + threadIdx.x, vectors = g.octets * (kWeightFilters / kVector);
     Place at;
     int pixel;
     if (g.dy_along_filters) {
-      pixel = unit * n / filters;
-      at.value = unit * n % filters;
+      pixel = unit / vectors;
+      at.value = unit % vectors;
     } else {
       at.value = g.by_pixels.quotient(unit, pixel);
     }
     at.row = g.by_columns.quotient(pixel, at.column);
-    if (at.value >= filters) at.row = g.rows.tile;
+    at.inside = at.row < g.rows.tile && at.value < vectors;
+    at.value *= kVector;
     return at;
-  }
-  template <int N>
-  static __device__ __forceinline__ Vector<T, N> zero() {
-    Vector<T, N> v;
-    for (int j = 0; j < N; ++j) v[j] = narrow<T>(0);
-    return v;
   }
   static __device__ __forceinline__ void store_wide(Sum* to, const Vector<T, kVector>& from) {
     Vector<Sum, kVector> v;
@@ -211,7 +193,7 @@ __global__ void __launch_bounds__(kWeightThreads, 1) direct_weight(const DirectW
   const int first_tap = row_tile * g.tap_rows, group = blockIdx.y;
   const int threads_of_octet = kWeightThreads / g.octets;
   const int octet = threadIdx.x / threads_of_octet;
-  const int patch_pitch = g.quads * kQuad, grad_pitch = g.octets * kWeightFilters;
+  const int patch_pitch = g.patch_pitch, grad_pitch = g.grad_pitch;
 
   // A thread's lots: a tap and four channels. Those past the end read the first lot and store nothing.
   int lot[Tile::kLots];
