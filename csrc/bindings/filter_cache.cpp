@@ -207,6 +207,21 @@ class Cache {
   int64_t bytes_ = 0, hits_ = 0, misses_ = 0;
 };
 
+// Recognising tensors by what they hold: lets Python keep what it derived from weights (a filter with BatchNorm folded
+// in) under the same guarantee as the cache's. Two numbers per tensor. Sizes, strides and dtype are not part of it.
+std::vector<int64_t> content_hash(const std::vector<at::Tensor>& tensors) {
+  std::vector<int64_t> numbers;
+  numbers.reserve(2 * tensors.size());
+  for (const at::Tensor& tensor : tensors) {
+    TORCH_CHECK(tensor.device().is_cpu(), "fastconv: content_hash reads CPU memory, but got ", tensor.device());
+    const at::Tensor solid = tensor.is_non_overlapping_and_dense() ? tensor : tensor.contiguous();
+    const auto hash = cpu::content_hash(solid.const_data_ptr(), solid.numel() * solid.element_size());
+    numbers.push_back(static_cast<int64_t>(hash.low));
+    numbers.push_back(static_cast<int64_t>(hash.high));
+  }
+  return numbers;
+}
+
 }  // namespace
 
 std::shared_ptr<const void> kept_filter(const ConvPlan& plan, const ConvOperands& operands, const at::Tensor& weight,
@@ -224,6 +239,7 @@ void clear_filter_cache() { Cache::instance().clear(); }
 }  // namespace fastconv::bindings
 
 TORCH_LIBRARY_FRAGMENT(fastconv, m) {
+  m.def("content_hash(Tensor[] tensors) -> int[]", fastconv::bindings::content_hash);
   m.def("freeze_weight(Tensor weight, bool frozen) -> ()", fastconv::bindings::freeze_weight);
   m.def("set_filter_cache_limit(int bytes) -> ()", fastconv::bindings::set_filter_cache_limit);
   m.def("clear_filter_cache() -> ()", fastconv::bindings::clear_filter_cache);
