@@ -67,7 +67,7 @@ struct AnyGather {
 };
 
 template <class T, class Index>
-__global__ void __launch_bounds__(kAnyThreads) direct_any_gather(const AnyGather<T, Index> g) {
+__global__ void __launch_bounds__(kAnyThreads, 1) direct_any_gather(const AnyGather<T, Index> g) {
   const int64_t threads = static_cast<int64_t>(gridDim.x) * kAnyThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kAnyThreads + threadIdx.x; i < g.outputs; i += threads) {
     Index image, filter, row, column, f;
@@ -112,7 +112,7 @@ struct AnyWeight {
 };
 
 template <class T, class Index>
-__global__ void __launch_bounds__(kAnyThreads) direct_any_weight(const AnyWeight<T, Index> g) {
+__global__ void __launch_bounds__(kAnyThreads, 1) direct_any_weight(const AnyWeight<T, Index> g) {
   const int64_t threads = static_cast<int64_t>(gridDim.x) * kAnyThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kAnyThreads + threadIdx.x; i < g.elements * g.splits; i += threads) {
     const int64_t split = i / g.elements, element = g.first + i % g.elements;

@@ -303,8 +303,6 @@ class TiledLaunch {
     g.groups = static_cast<int>(pass.groups);
     g.rows = pass.rows;
     g.columns = pass.columns;
-    g.source_group_stride = g.channels * g.source.strides.c;
-    g.mask_group_stride = g.channels * g.source.output_strides.c;
     g.output.group_stride = g.filters * g.output.strides.c;
     from.filter = static_cast<const T*>(o.weight);
     from.group_stride = static_cast<int>(p.group_k() * p.weight_strides[0]);
@@ -363,12 +361,12 @@ class TiledLaunch {
   void choose_accesses() {
     const int wide = input_vector(g.shape.pieces, sizeof(T));
     const bool one_phase = g.rows.phases == 1 && g.columns.phases == 1;
-    const auto aligned = [&](const T* at, int64_t group_stride, const Strides<int32_t>& s) {
-      return is_aligned(at, 16) && is_multiple({group_stride, s.n}, wide);
+    const auto aligned = [&](const T* at, const Strides<int32_t>& s) {
+      return is_aligned(at, 16) && is_multiple({int64_t{g.channels} * s.c, s.n}, wide);
     };
     const auto both = [&](auto&& good) {
-      return aligned(g.source.dy, g.source_group_stride, g.source.strides) && good(g.source.strides) &&
-             (!g.source.output || (aligned(g.source.output, g.mask_group_stride, g.source.output_strides) &&
+      return aligned(g.source.dy, g.source.strides) && good(g.source.strides) &&
+             (!g.source.output || (aligned(g.source.output, g.source.output_strides) &&
                                    good(g.source.output_strides)));
     };
     TiledShape& s = g.shape;

@@ -87,7 +87,6 @@ struct TiledGather {
   PixelOutput<T> output;
   Compute<T>* packed = nullptr;  // [phase][group][filter tile][chunk][window row][channel][tap][filter]
   int64_t packed_stride = 0;     // of a phase and group
-  int source_group_stride = 0, mask_group_stride = 0;
   int images = 1, channels = 1, filters = 1, groups = 1;  // channels and filters of a group
   int all_filter_tiles = 1;
   PatchAccess access = PatchAccess::single;
@@ -146,8 +145,7 @@ class PatchLoader {
  public:
   __device__ __forceinline__ PatchLoader(const TiledGather<T>& gather, int group, int first_image, int first_row,
                                          int first_column)
-      : g(gather), image(first_image), h(first_row), w(first_column), group_at(group * g.source_group_stride),
-        mask_group_at(group * g.mask_group_stride) {}
+      : g(gather), image(first_image), h(first_row), w(first_column), group_channel(group * g.channels) {}
 
   __device__ __forceinline__ void load(int batch, int first_channel) {
     if (g.access == PatchAccess::single) {
@@ -221,8 +219,8 @@ class PatchLoader {
     const int ih = h + at.row * g.rows.sample, iw = w + at.column * g.columns.sample;
     if (at.inside && c < g.channels && n < g.images && static_cast<unsigned>(ih) < static_cast<unsigned>(g.rows.source) &&
         static_cast<unsigned>(iw) < static_cast<unsigned>(g.columns.source)) {
-      const int mask_at = g.source.output ? mask_group_at + g.source.output_strides.at(n, c, ih, iw) : 0;
-      return read_source<N>(g.source, group_at + g.source.strides.at(n, c, ih, iw), mask_at);
+      const int mask_at = g.source.output ? g.source.output_strides.at(n, group_channel + c, ih, iw) : 0;
+      return read_source<N>(g.source, g.source.strides.at(n, group_channel + c, ih, iw), mask_at);
     }
     Vector<T, N> zero;
     for (int j = 0; j < N; ++j) zero[j] = narrow<T>(0);
@@ -230,7 +228,7 @@ class PatchLoader {
   }
 
   const TiledGather<T>& g;
-  int image, h, w, group_at, mask_group_at;
+  int image, h, w, group_channel;
   Vector<T, Tile::kInputVector> values[Tile::kInputGroups];
 };
 

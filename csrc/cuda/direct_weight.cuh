@@ -94,6 +94,7 @@ class WeightLoader {
     const PixelTile t = pixel_tile(g, tile);
     const int h = t.row * g.rows.scale + g.rows.shift + first_tap * g.rows.dilation;
     const int w = t.column * g.columns.scale + g.columns.shift;
+    FASTCONV_UNROLL
     for (int i = 0; i < Tile::kInput / kVector; ++i) {
       const Place at = patch_place(i);
       const int ih = h + at.row * g.rows.sample, iw = w + at.column * g.columns.sample, c = first_channel + at.value;
@@ -103,10 +104,12 @@ class WeightLoader {
       if (g.x_wide) {
         if (inside && c < end_channel) x[i] = load_vector<kVector>(g.x + g.x_strides.at(t.image, c, ih, iw));
       } else {
+        FASTCONV_UNROLL
         for (int j = 0; j < kVector; ++j)
           if (inside && c + j < end_channel) x[i][j] = g.x[g.x_strides.at(t.image, c + j, ih, iw)];
       }
     }
+    FASTCONV_UNROLL
     for (int i = 0; i < Tile::kGrad / kVector; ++i) {
       const Place at = grad_place(i);
       const int p = t.row + at.row, q = t.column + at.column, k = first_filter + at.value;
@@ -119,6 +122,7 @@ class WeightLoader {
       if (g.dy_wide) {
         if (inside && k < end_filter) dy[i] = read(std::integral_constant<int, kVector>{}, k);
       } else {
+        FASTCONV_UNROLL
         for (int j = 0; j < kVector; ++j)
           if (inside && k + j < end_filter) dy[i][j] = read(std::integral_constant<int, 1>{}, k + j)[0];
       }
@@ -126,10 +130,12 @@ class WeightLoader {
   }
 
   __device__ __forceinline__ void store(Sum* patch, Sum* grad) const {
+    FASTCONV_UNROLL
     for (int i = 0; i < Tile::kInput / kVector; ++i) {
       const Place at = patch_place(i);
       if (at.inside) store_wide(patch + (at.row * g.columns.patch + at.column) * g.patch_pitch + at.value, x[i]);
     }
+    FASTCONV_UNROLL
     for (int i = 0; i < Tile::kGrad / kVector; ++i) {
       const Place at = grad_place(i);
       if (at.inside) store_wide(grad + (at.row * g.columns.tile + at.column) * g.grad_pitch + at.value, dy[i]);
