@@ -82,7 +82,7 @@ def _bytes(count):
 def explain(problem_or_module, *inputs):
     """Which algorithm runs a problem, which others could, and why not the rest. Prints as a table.
 
-    explain(text): the problem of a canonical text, e.g. "conv n1c64h56w56 k64r3s3 st1 pd1 dl1 g1 f32 nchw fwd".
+    explain(text): the problem of a canonical text, e.g. "conv n1c64h56w56 k64r3s3 st1 pd1 dl1 g1 f32 nchw fwd", on the CPU.
     explain(module, *inputs), explain(function, *inputs): calls it once without gradients, and explains each
     convolution and pooling of fastconv's that it makes. Buffers and random state are left as they were.
 
@@ -95,7 +95,7 @@ def explain(problem_or_module, *inputs):
         if inputs:
             raise TypeError("fastconv: explain takes inputs with a module or function, not with a problem's text")
         ops.extension().parse_problem(problem_or_module)  # raises, where explaining would report
-        return Explanation(_rows(problem_or_module, selection.resolve("auto"), "", 0))
+        return Explanation(_rows(problem_or_module, selection.resolve("auto"), "", "cpu", 0))
     if not callable(problem_or_module):
         raise TypeError(
             "fastconv: explain expects a problem's text, or a module or function, but got "
@@ -110,10 +110,11 @@ def explain(problem_or_module, *inputs):
     return Explanation([row for call, recorded in enumerate(recorder.calls) for row in _rows(*recorded, call)])
 
 
-def _rows(text, algorithm, layer, call):
+def _rows(text, algorithm, layer, device, call):
     extension = ops.extension()
     accuracy = extension.parse_problem(text).get("accuracy", "torch")  # pools are exact or correctly rounded sums
-    device = "simulated" if extension.simulated_gpu() else "cpu"
+    if device == "cpu" and extension.simulated_gpu():
+        device = "simulated"
     rows = extension.explain(text, threads=torch.get_num_threads(), algorithm=algorithm, device=device)
     return [{"call": call, "layer": layer, "problem": text, "accuracy": accuracy, **row} for row in rows]
 
@@ -133,7 +134,7 @@ def _unchanged(module):
 
 
 class _Recorder(TorchDispatchMode):
-    """Collects (problem's text, algorithm, module's name) of every call of a fastconv operator."""
+    """Collects (problem's text, algorithm, module's name, device) of every call of a fastconv operator."""
 
     def __init__(self, module):
         super().__init__()
@@ -166,7 +167,7 @@ class _Recorder(TorchDispatchMode):
         if first.numel():
             fields = describe(output, *args)
             layer = self._layers[-1] if self._layers else ""
-            self.calls.append((ops.extension().problem_text(fields), algorithm, layer))
+            self.calls.append((ops.extension().problem_text(fields), algorithm, layer, first.device.type))
         return output
 
 
