@@ -167,10 +167,14 @@ Status direct_reduce_splits(const ConvProblem& p, const ConvOperands& o, const v
   return launch("direct reduce", direct_reduce<T>, grid_of(g.elements, kReduceElements),
                 dim3{kReduceElements * kReduceSlices, 1, 1}, 0, stream, g);
 }
-template Status direct_reduce_splits<float>(const ConvProblem&, const ConvOperands&, const void*, int64_t, int64_t, void*);
-template Status direct_reduce_splits<double>(const ConvProblem&, const ConvOperands&, const void*, int64_t, int64_t, void*);
-template Status direct_reduce_splits<f16>(const ConvProblem&, const ConvOperands&, const void*, int64_t, int64_t, void*);
-template Status direct_reduce_splits<bf16>(const ConvProblem&, const ConvOperands&, const void*, int64_t, int64_t, void*);
+template Status direct_reduce_splits<float>(const ConvProblem&, const ConvOperands&, const void*, int64_t, int64_t,
+                                          void*);
+template Status direct_reduce_splits<double>(const ConvProblem&, const ConvOperands&, const void*, int64_t, int64_t,
+                                           void*);
+template Status direct_reduce_splits<f16>(const ConvProblem&, const ConvOperands&, const void*, int64_t, int64_t,
+                                        void*);
+template Status direct_reduce_splits<bf16>(const ConvProblem&, const ConvOperands&, const void*, int64_t, int64_t,
+                                         void*);
 
 Status direct_any_run(const ConvPlan& plan, const ConvOperands& o, void* workspace, void* stream) {
   const ConvProblem& p = plan.problem;
@@ -179,7 +183,8 @@ Status direct_any_run(const ConvPlan& plan, const ConvOperands& o, void* workspa
     using T = decltype(v);
     if (p.pass != Pass::grad_weight)
       return wide ? run_gather<T, int64_t>(p, o, stream) : run_gather<T, int32_t>(p, o, stream);
-    const int64_t elements = p.k * p.group_c() * p.r * p.s + (p.bias ? p.k : 0), splits = plan.detail[DirectDetail::splits];
+    const int64_t elements = p.k * p.group_c() * p.r * p.s + (p.bias ? p.k : 0);
+    const int64_t splits = plan.detail[DirectDetail::splits];
     const Status status = direct_any_partial(p, o, workspace, splits, elements, 0, elements, wide, stream);
     return status ? direct_reduce_splits<T>(p, o, workspace, splits, elements, stream) : status;
   });

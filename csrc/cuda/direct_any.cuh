@@ -3,9 +3,10 @@
 //
 // Arithmetic intensity: two values are read for each multiply-add, 2 FLOP for 8 bytes of fp32: 0.25 FLOP per byte. All
 // but a few of these reads hit the first-level cache (a warp's 32 neighbouring outputs read 32 neighbouring inputs and
-// one filter value), whose 128 bytes a cycle on each of 132 multiprocessors allow 2 x 132 x 32 / 2 x 1.98 GHz = 8 TFLOP/s;
-// the instructions around them (addresses, bounds, loops: some 10 for each multiply-add) allow 6. An H200 makes 67.
-// The next rung, direct_tiled.cuh, holds 8 x 8 sums in registers: 16 reads for 64 multiply-adds in place of 128.
+// one filter value), whose 128 bytes a cycle on each of 132 multiprocessors allow 2 x 132 x 32 / 2 x 1.98 GHz = 8
+// TFLOP/s; the instructions around them (addresses, bounds, loops: some 10 for each multiply-add) allow 6. An H200
+// makes 67. The next rung, direct_tiled.cuh, holds 8 x 8 sums in registers: 16 reads for 64 multiply-adds in place of
+// 128.
 #pragma once
 
 #include "epilogue.cuh"
@@ -70,11 +71,12 @@ template <class T, class Index>
 __global__ void __launch_bounds__(kAnyThreads, 1) direct_any_gather(const AnyGather<T, Index> g) {
   const int64_t threads = static_cast<int64_t>(gridDim.x) * kAnyThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kAnyThreads + threadIdx.x; i < g.outputs; i += threads) {
+    const Index at = static_cast<Index>(i);
     Index image, filter, row, column, f;
     if (g.filters_last)
-      image = g.by_rows.quotient(g.by_columns.quotient(g.by_filters.quotient(static_cast<Index>(i), filter), column), row);
+      image = g.by_rows.quotient(g.by_columns.quotient(g.by_filters.quotient(at, filter), column), row);
     else
-      image = g.by_filters.quotient(g.by_rows.quotient(g.by_columns.quotient(static_cast<Index>(i), column), row), filter);
+      image = g.by_filters.quotient(g.by_rows.quotient(g.by_columns.quotient(at, column), row), filter);
     const Index group = g.by_filters_of_group.quotient(filter, f);
     const T* weights = g.filter + group * g.group_stride + f * g.filter_stride;
     const Index first_channel = group * g.channels;
@@ -95,8 +97,8 @@ __global__ void __launch_bounds__(kAnyThreads, 1) direct_any_gather(const AnyGat
   }
 }
 
-// grad_weight: one thread for each weight and split of the pixels. Weights are numbered k c r s; the gradient of the bias
-// follows, for which the input is 1.
+// grad_weight: one thread for each weight and split of the pixels. Weights are numbered k c r s; the gradient of the
+// bias follows, for which the input is 1.
 template <class T, class Index>
 struct AnyWeight {
   const T* x = nullptr;
@@ -114,7 +116,8 @@ struct AnyWeight {
 template <class T, class Index>
 __global__ void __launch_bounds__(kAnyThreads, 1) direct_any_weight(const AnyWeight<T, Index> g) {
   const int64_t threads = static_cast<int64_t>(gridDim.x) * kAnyThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kAnyThreads + threadIdx.x; i < g.elements * g.splits; i += threads) {
+  const int64_t sums = g.elements * g.splits;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kAnyThreads + threadIdx.x; i < sums; i += threads) {
     const int64_t split = i / g.elements, element = g.first + i % g.elements;
     const bool is_bias = element >= g.weights;
     Index r = 0, s = 0, c = 0, k, f;

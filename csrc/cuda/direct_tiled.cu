@@ -141,7 +141,7 @@ bool derive(const DirectPass& pass, PatchAccess access, TiledShape& s) {
     }
   }
   int64_t plane = s.images * image_pitch;
-  if (access == PatchAccess::channels && plane % 8 == 0) plane += 4;  // 4 channels are written at once: into other banks
+  if (access == PatchAccess::channels && plane % 8 == 0) plane += 4;  // channels are written side by side
   const int64_t units = s.chunk * s.images * patch_rows * patch_columns / (access == PatchAccess::single ? 1 : vector);
   const int64_t at_once = kTiledThreads * carried_values(s.pieces, pass.sum_bytes) /
                           (access == PatchAccess::single ? 1 : vector);
@@ -223,7 +223,8 @@ bool choose_chunk(const DirectPass& pass, TiledShape& s) {
   if (!derive(pass, PatchAccess::single, s)) return false;
   if (s.slice_rows < row_taps) return true;
   // As many patches as one step carries.
-  const int64_t at_once = std::max<int64_t>(1, kTiledThreads * carried_values(s.pieces, pass.sum_bytes) / s.input_units);
+  const int64_t values = kTiledThreads * carried_values(s.pieces, pass.sum_bytes);
+  const int64_t at_once = std::max<int64_t>(1, values / s.input_units);
   int64_t chunk = std::min({carried / (taps * row_taps), at_once, pass.channels, int64_t{64}});
   if (chunk >= 8) chunk = chunk / 8 * 8;
   else if (chunk >= 4) chunk = 4;
@@ -334,7 +335,7 @@ class TiledLaunch {
     g.by_rows = Divider<int32_t>(s.rows);
     const int vector = input_vector(s.pieces, sizeof(T));
     g.by_units = Divider<int32_t>(std::max(1, s.chunk / vector));
-    g.by_patch_columns = Divider<int32_t>(g.access == PatchAccess::columns ? s.patch_columns / vector : s.patch_columns);
+    g.by_patch_columns = Divider<int32_t>(s.patch_columns / (g.access == PatchAccess::columns ? vector : 1));
     g.by_patch_rows = Divider<int32_t>(s.patch_rows);
     g.by_images = Divider<int32_t>(s.images);
   }
@@ -342,7 +343,8 @@ class TiledLaunch {
   Status run(void* stream) const {
     const unsigned z = static_cast<unsigned>(g.rows.phases * g.columns.phases * g.groups);
     if (g.packed_stride > 0) {
-      const int64_t blocks = std::min<int64_t>(div_up(g.packed_stride, kPackThreads), 8 * DirectMachine::kMultiprocessors);
+      const int64_t most = 8 * DirectMachine::kMultiprocessors;
+      const int64_t blocks = std::min(div_up(g.packed_stride, kPackThreads), most);
       const Status packed = launch("direct pack", direct_pack_filter<T>, dim3{static_cast<unsigned>(blocks), z, 1},
                                    dim3{kPackThreads, 1, 1}, 0, stream, g, from);
       if (!packed) return packed;

@@ -1,11 +1,11 @@
-// Rung two: register tiles. A block makes 8 filters for each of its 1 to 8 filter warps and 256 (128) pixels for each of
-// the other warps' shares; it walks over the channels in chunks and over the window, with the chunk's part of the input
-// (`patch`) and of the filter (`slice`) in shared memory. While it multiplies one slice, the next one and a part of the
-// next patch are on their way from global memory to registers.
+// Rung two: register tiles. A block makes 8 filters for each of its 1 to 8 filter warps and 256 (128) pixels for each
+// of the other warps' shares; it walks over the channels in chunks and over the window, with the chunk's part of the
+// input (`patch`) and of the filter (`slice`) in shared memory. While it multiplies one slice, the next one and a part
+// of the next patch are on their way from global memory to registers.
 //
-// Arithmetic intensity in fp32, 64 filters x 256 pixels, 3x3: a channel of the patch is 10 x 34 values for 8 x 32 pixels,
-// its filter slice 9 x 64; 2 x 9 x 64 x 256 FLOP for 3664 bytes of global memory (mostly of the second-level cache): 80
-// FLOP per byte, where an H200 balances at 14.
+// Arithmetic intensity in fp32, 64 filters x 256 pixels, 3x3: a channel of the patch is 10 x 34 values for 8 x 32
+// pixels, its filter slice 9 x 64; 2 x 9 x 64 x 256 FLOP for 3664 bytes of global memory (mostly of the second-level
+// cache): 80 FLOP per byte, where an H200 balances at 14.
 // Shared memory: for 3 taps of a row a thread reads 2 x 8 input values and 3 x 8 filter values, 16 bytes at a time, for
 // 3 x 64 multiply-adds: 2.4 FLOP per byte. A warp's 10 reads take 40 cycles, its multiply-adds 48: they bound it. (With
 // half the pixels, for small problems, 8 reads take 32 cycles where multiply-adds take 24.)
@@ -43,7 +43,8 @@ struct DirectTile {
   static constexpr int kPixels = Pieces * kPiece;
   // fp32 sums are chains of at least kChain products, then a sum of chains: see gemm.cuh.
   static constexpr bool kChained = sizeof(Sum) == 4;
-  static constexpr int kInputValues = carried_values(Pieces, sizeof(Sum)), kInputVector = input_vector(Pieces, sizeof(T));
+  static constexpr int kInputValues = carried_values(Pieces, sizeof(Sum));
+  static constexpr int kInputVector = input_vector(Pieces, sizeof(T));
   static constexpr int kFilterVectors = carried_vectors(Pieces, sizeof(Sum));
   static constexpr int kInputGroups = kInputValues / kInputVector;
   static constexpr int kFilterVector = 16 / static_cast<int>(sizeof(Sum));
@@ -58,7 +59,8 @@ enum class PatchAccess : int { single, columns, channels };
 struct TiledPhase {
   int count = 1, out_start = 0, shift = 0, taps = 1, tap_start = 0;
 };
-// One spatial dimension. Patch position j of a tile that starts at pixel i is source index i * scale + shift + j * sample.
+// One spatial dimension. Patch position j of a tile that starts at pixel i is source index i * scale + shift + j *
+// sample.
 struct TiledAxis {
   int source = 1, scale = 1, sample = 1;
   int pixel = 1, tap = 1;             // patch positions from pixel to pixel, and from tap to tap
@@ -217,7 +219,8 @@ class PatchLoader {
     const Place at = place(index * kTiledThreads + threadIdx.x, along_columns ? N : 1, along_columns ? 1 : N);
     const int c = first_channel + at.channel, n = image + at.image;
     const int ih = h + at.row * g.rows.sample, iw = w + at.column * g.columns.sample;
-    if (at.inside && c < g.channels && n < g.images && static_cast<unsigned>(ih) < static_cast<unsigned>(g.rows.source) &&
+    if (at.inside && c < g.channels && n < g.images &&
+        static_cast<unsigned>(ih) < static_cast<unsigned>(g.rows.source) &&
         static_cast<unsigned>(iw) < static_cast<unsigned>(g.columns.source)) {
       const int mask_at = g.source.output ? g.source.output_strides.at(n, group_channel + c, ih, iw) : 0;
       return read_source<N>(g.source, g.source.strides.at(n, group_channel + c, ih, iw), mask_at);
@@ -289,9 +292,9 @@ __device__ __forceinline__ PiecePlace place_piece(const TiledGather<typename Til
 }
 
 template <class Tile>
-__device__ __forceinline__ void store_tile(const TiledGather<typename Tile::T>& g, const TiledSums<Tile>& sums, int group,
-                                           int first_image, int first_row, int first_column, const TiledPhase& rows,
-                                           const TiledPhase& columns, int first_filter) {
+__device__ __forceinline__ void store_tile(const TiledGather<typename Tile::T>& g, const TiledSums<Tile>& sums,
+                                           int group, int first_image, int first_row, int first_column,
+                                           const TiledPhase& rows, const TiledPhase& columns, int first_filter) {
   using T = typename Tile::T;
   const PixelOutput<T>& o = g.output;
   const int first_k = group * g.filters;
@@ -347,7 +350,8 @@ struct TiledShared {
 
 // One block: a tile of pixels of one phase and group, under one or more tiles of filters.
 template <class Tile>
-__global__ void __launch_bounds__(kTiledThreads, Tile::kBlocksPerSm) direct_tiled(const TiledGather<typename Tile::T> g) {
+__global__ void __launch_bounds__(kTiledThreads, Tile::kBlocksPerSm)
+    direct_tiled(const TiledGather<typename Tile::T> g) {
   using Sum = typename Tile::Sum;
   const TiledShape& shape = g.shape;
   int group, column_phase, tile_row, tile_column;
@@ -429,8 +433,8 @@ __global__ void __launch_bounds__(kTiledThreads, Tile::kBlocksPerSm) direct_tile
           const int first = slice * shape.slice_rows, left = rows.taps - first;
           const int count = left < shape.slice_rows ? left : shape.slice_rows;
           multiply_slice<Tile>(g, patches + patch_stage * shape.patch_values,
-                               slices + slice_stage * shape.slice_values + warp_filter, first, count, columns.taps, base,
-                               chain);
+                               slices + slice_stage * shape.slice_values + warp_filter, first, count, columns.taps,
+                               base, chain);
           length += count * shape.chunk * columns.taps;
           if (Tile::kChained && length >= kChain) {
             length = 0;

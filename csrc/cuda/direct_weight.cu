@@ -28,7 +28,9 @@ WeightAxis weight_axis(int64_t source, int64_t count, int64_t taps, int64_t stri
   return a;
 }
 
-int64_t patch_of(const WeightAxis& a, int64_t tile, int64_t taps) { return (tile - 1) * a.pixel + (taps - 1) * a.tap + 1; }
+int64_t patch_of(const WeightAxis& a, int64_t tile, int64_t taps) {
+  return (tile - 1) * a.pixel + (taps - 1) * a.tap + 1;
+}
 
 // What a block makes and the parts of the pixels.
 struct WeightShape {
@@ -46,7 +48,8 @@ WeightShape choose_shape(const ConvProblem& p, const WeightAxis& rows, const Wei
   WeightShape best;
   for (int64_t octets = 8; octets >= 1; octets /= 2) {
     const int64_t room = kWeightThreads / octets * lots_of_thread;
-    for (int64_t tap_rows = std::min<int64_t>(p.r, room / p.s); tap_rows >= 1; tap_rows = tap_rows > 1 ? div_up(tap_rows, 2) : 0) {
+    const auto fewer = [](int64_t rows) { return rows > 1 ? div_up(rows, 2) : 0; };
+    for (int64_t tap_rows = std::min<int64_t>(p.r, room / p.s); tap_rows >= 1; tap_rows = fewer(tap_rows)) {
       WeightShape s;
       s.octets = octets;
       s.tap_rows = div_up(p.r, div_up(p.r, tap_rows));
@@ -61,7 +64,8 @@ WeightShape choose_shape(const ConvProblem& p, const WeightAxis& rows, const Wei
         const auto fits = [&](int64_t height) {
           const int64_t positions = patch_of(rows, height, s.tap_rows) * patch_of(columns, width, p.s);
           const int64_t pixels = height * width, filters = octets * kWeightFilters;
-          if (positions * s.quads * kQuad > kInput * kWeightThreads || pixels * filters > kGrad * kWeightThreads) return false;
+          if (positions * s.quads * kQuad > kInput * kWeightThreads) return false;
+          if (pixels * filters > kGrad * kWeightThreads) return false;
           const int64_t values = positions * pitch_of(static_cast<int>(s.quads)) +
                                  pixels * pitch_of(static_cast<int>(filters / kQuad));
           return 2 * values * sum_bytes <= kMostShared;
@@ -84,14 +88,15 @@ WeightShape choose_shape(const ConvProblem& p, const WeightAxis& rows, const Wei
       for (int64_t waves = 1; waves <= 4; ++waves) {
         int64_t splits = std::max<int64_t>(1, waves * DirectMachine::kMultiprocessors / places);
         splits = std::max(splits, div_up(pixels, kMostPixels));
-        splits = std::min({splits, tiles, std::max<int64_t>(1, kPartialBytes / (elements * sum_bytes)), int64_t{65535}});
+        const int64_t most_splits = std::clamp<int64_t>(kPartialBytes / (elements * sum_bytes), 1, 65535);
+        splits = std::min({splits, tiles, most_splits});
         const int64_t each = div_up(tiles, splits);
         s.splits = div_up(tiles, each);
         s.blocks = places * s.splits;
         const int64_t pixel_macs = kWeightThreads * kWeightFilters * kQuad * lots_of_thread;
         s.macs = places * pixels * pixel_macs;
         const double real = static_cast<double>(each) * pixels / tiles;  // pixels of a split
-        const double carried = (kInput + kGrad) / 2.0;  // accesses of a thread for each tile, between wide and single ones
+        const double carried = (kInput + kGrad) / 2.0;  // accesses of a thread for each tile: some are wide
         const double cycles = real * pixel_macs / (128 * kShare) * (sum_bytes == 8 ? 2 : 1) +
                               each * (carried * kCarry * kWeightThreads / 128 + kStep);
         s.seconds = div_up(s.blocks, DirectMachine::kMultiprocessors) * cycles / DirectMachine::kClock +

@@ -1,15 +1,15 @@
-// The filter's gradient in register tiles: grad_weight[k][c][r][s] = sum over pixels of grad_output[k] * input[c], moved
-// by the tap. A block makes 64 (down to 8) filters x up to 64 (512) `lots`, each a tap and 4 neighbouring channels; it
-// walks over tiles of pixels with grad_output and the input under all of its taps in shared memory, channels innermost,
-// while the next tile is on its way to registers. Pixels are shared by splits whose number follows from the problem alone;
-// their partial sums are added by a second kernel in a fixed order.
+// The filter's gradient in register tiles: grad_weight[k][c][r][s] = sum over pixels of grad_output[k] * input[c],
+// moved by the tap. A block makes 64 (down to 8) filters x up to 64 (512) `lots`, each a tap and 4 neighbouring
+// channels; it walks over tiles of pixels with grad_output and the input under all of its taps in shared memory,
+// channels innermost, while the next tile is on its way to registers. Pixels are shared by splits whose number follows
+// from the problem alone; their partial sums are added by a second kernel in a fixed order.
 //
 // Arithmetic intensity in fp32 for 3x3: 8 x 8 pixels bring 64 x 64 values of grad_output and 10 x 10 x 28 of the input,
-// 27.6 KB, for 64 pixels x 64 filters x 252 weights: 75 FLOP per byte, where an H200 balances at 14.
-// Shared memory: for each pixel a thread reads 8 values of grad_output and 2 x 4 of the input, 16 bytes at a time, for 64
-// multiply-adds: 2 FLOP per byte, and 16 cycles of a multiprocessor for either. Both bound it.
-// One patch serves all taps; implicit_gemm, the next rung, reads the input once for each tap, but has no lots to fill: 9
-// taps x 7 quads of channels are 63 of 64, 25 taps x 2 quads only 50.
+// 27.6 KB, for 64 pixels x 64 filters x 252 weights: 75 FLOP per byte, where an H200 balances at 14. Shared memory: for
+// each pixel a thread reads 8 values of grad_output and 2 x 4 of the input, 16 bytes at a time, for 64 multiply-adds: 2
+// FLOP per byte, and 16 cycles of a multiprocessor for either. Both bound it. One patch serves all taps; implicit_gemm,
+// the next rung, reads the input once for each tap, but has no lots to fill: 9 taps x 7 quads of channels are 63 of 64,
+// 25 taps x 2 quads only 50.
 #pragma once
 
 #include "gather.cuh"
@@ -32,7 +32,8 @@ struct DirectWeightTile {
   static_assert(kInput % kVector == 0 && kGrad % kVector == 0 && kQuad % kVector == 0);
 };
 
-// A spatial dimension: patch position j of a tile that starts at pixel i is source index i * scale + shift + j * sample.
+// A spatial dimension: patch position j of a tile that starts at pixel i is source index i * scale + shift + j *
+// sample.
 struct WeightAxis {
   int source = 1, count = 1;  // of the input, and of grad_output
   int scale = 1, shift = 0, sample = 1;
@@ -40,8 +41,9 @@ struct WeightAxis {
   int dilation = 1, taps = 1, tile = 1, patch = 1;
 };
 
-// Values from pixel to pixel in shared memory, quads of them in use. Neighbouring lanes read the quads of neighbouring taps,
-// best without a gap; or write one quad each of neighbouring pixels: an even number of quads of all banks is 8 lanes in one.
+// Values from pixel to pixel in shared memory, quads of them in use. Neighbouring lanes read the quads of neighbouring
+// taps, best without a gap; or write one quad each of neighbouring pixels: an even number of quads of all banks is 8
+// lanes in one.
 constexpr int pitch_of(int quads) { return (quads % 8 == 0 ? quads + 1 : quads) * kQuad; }
 
 template <class T>
@@ -52,7 +54,7 @@ struct DirectWeight {
   bool x_along_channels = false, dy_along_filters = false;  // neighbours in memory, for neighbouring threads
   bool x_wide = false, dy_wide = false;                     // and for one access
   int images = 1, channels = 1, filters = 1;                // of a group
-  int octets = 8, quads = 1, tap_rows = 1;                  // of a block: 8 filters each, lots = quads x tap rows x taps
+  int octets = 8, quads = 1, tap_rows = 1;  // of a block: 8 filters each; lots are quads x tap rows x taps
   int quad_tiles = 1, row_tiles = 1;
   WeightAxis rows, columns;
   int patch_pitch = 4, grad_pitch = 4;  // from pixel to pixel in shared memory, see pitch_of
@@ -85,8 +87,8 @@ class WeightLoader {
   static constexpr int kVector = Tile::kVector;
 
  public:
-  __device__ __forceinline__ WeightLoader(const DirectWeight<T>& gradient, int group_, int first_channel_, int first_tap_,
-                                          int first_filter_)
+  __device__ __forceinline__ WeightLoader(const DirectWeight<T>& gradient, int group_, int first_channel_,
+                                          int first_tap_, int first_filter_)
       : g(gradient), first_channel(group_ * g.channels + first_channel_), end_channel((group_ + 1) * g.channels),
         first_tap(first_tap_), first_filter(group_ * g.filters + first_filter_), end_filter((group_ + 1) * g.filters) {}
 
