@@ -36,26 +36,28 @@ def nvcc() -> tuple[str, str]:
     return path, re.search(r"V(\d+\.\d+\.\d+)", said).group(1)
 
 
-def compile_one(source: str, arch: str) -> list[dict]:
-    """The kernels of one .cu file. SwitchError, with nvcc's words, if it fails or warns."""
+def compile_one(source: str) -> list[dict]:
+    """The kernels of one .cu file, for each of ARCHS. SwitchError, with nvcc's words, if it fails or warns."""
     path, _ = nvcc()
     with tempfile.TemporaryDirectory() as folder:
-        command = [path, "-std=c++17", "-O3", "-DNDEBUG", "-Icsrc", f"-arch={arch}", "-Werror", "all-warnings"]
-        command += ["-Xptxas", "-v,-warn-spills,-warn-lmem-usage,-Werror", "-cubin", source, "-o", f"{folder}/x.cubin"]
+        command = [path, "-std=c++17", "-O3", "-DNDEBUG", "-Icsrc", "-Werror", "all-warnings"]
+        for arch in ARCHS:
+            command.append(f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}")
+        command += ["-Xptxas", "-v,-warn-spills,-warn-lmem-usage,-Werror", "-c", source, "-o", f"{folder}/x.o"]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0 or "warning" in done.stdout:
         complaints = [line for line in done.stdout.splitlines() if not line.startswith("ptxas info")]
-        raise SwitchError(f"{source} for {arch}:\n" + "\n".join(complaints))
-    return parse(done.stdout, arch)
+        raise SwitchError(f"{source}:\n" + "\n".join(complaints))
+    return parse(done.stdout)
 
 
-def parse(said: str, arch: str) -> list[dict]:
+def parse(said: str) -> list[dict]:
     """ptxas -v's lines as rows: of each kernel its properties, then what it uses."""
     kernels, names = [], []
     for line in said.splitlines():
-        if found := re.search(r"Compiling entry function '(\w+)'", line):
+        if found := re.search(r"Compiling entry function '(\w+)' for '(\w+)'", line):
             names.append(found.group(1))
-            kernels.append(dict(arch=arch, registers=0, shared_bytes=0, stack_bytes=0, spill_bytes=0))
+            kernels.append(dict(arch=found.group(2), registers=0, shared_bytes=0, stack_bytes=0, spill_bytes=0))
         elif found := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
             stack, stores, loads = map(int, found.groups())
             kernels[-1].update(stack_bytes=stack, spill_bytes=stores + loads)
@@ -83,9 +85,8 @@ def _shorten(name: str) -> str:
 def measure() -> list[dict]:
     """Every kernel of every csrc/cuda/*.cu for every architecture, in order."""
     sources = facts.find_sources(ROOT).cuda
-    jobs = [(source, arch) for arch in ARCHS for source in sources]
     with ThreadPoolExecutor(facts.core_count()) as pool:
-        rows = [row for found in pool.map(lambda job: compile_one(*job), jobs) for row in found]
+        rows = [row for found in pool.map(compile_one, sources) for row in found]
     return sorted(rows, key=lambda row: (row["arch"], row["kernel"]))
 
 

@@ -35,6 +35,8 @@ REAL = [
     "n2c48h28w28 k48r3s3 st1 pd1 dl1 g48",
     "n1c24h29w31 k48r5s5 st2 pd2 dl1 g24",
     "n1c192h19w19 k8r5s5 st1 pd2 dl1 g1",
+    "n4c16h64w64 k128r3s3 st1 pd1 dl1 g1",  # implicit_gemm's tile of 128 x 128
+    "n4c8h96w96 k64r3s3 st1 pd1 dl1 g1",  # ... of 128 x 64
 ]  # fmt: skip
 
 
@@ -88,6 +90,33 @@ def test_both_layouts_and_every_epilogue_checked(name):
                 layout = ("nhwc", "nchw", "x:nhwc w:nchw y:nchw")[(i + j) % 3]
                 ran += check_if_supported(f"conv {shape} f32 {layout} {pass_}{flag}", name, simt.run_row, seed=i)
     assert ran
+
+
+# Larger than SHAPES, so that tiles have an inside, and strides, dilation and groups meet them.
+TILES = [
+    "n1c12h18w40 k24r3s3 st1 pd1 dl1 g1",
+    "n2c3h21w37 k20r7s7 st2 pd3 dl1 g1",
+    "n1c3h31w35 k16r11s11 st4 pd2 dl1 g1",
+    "n2c10h12w12 k18r1s1 st1 pd0 dl1 g1",
+    "n1c16h17w19 k32r3s3 st2 pd1 dl1 g2",
+    "n1c9h20w23 k11r3s3 st1 pd2 dl2 g1",
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", ["any", "tiled", "weight"])
+def test_every_form_of_direct_checked(form, dtype):
+    """The plan takes a form by its cost, `any` for most small problems: here each runs, or says that it does not."""
+    ran = 0
+    for i, text in cases("direct", dtype, SHAPES + TILES):
+        if (form == "weight") > (" grad_weight" in text) or (form == "tiled") > (" grad_weight" not in text):
+            continue
+        try:
+            check_conv(text, "direct", run=lambda t, row, *args: simt.run_row(t, f"direct:{form}", *args, seed=i), seed=i)
+            ran += 1
+        except simt.Refused as reason:
+            assert form == "tiled", reason
+    assert ran >= 12
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])

@@ -44,7 +44,7 @@ ptxas info    : Function properties for _ZN8fastconv4cuda4kernI6__halfLi3EEEvPKT
     16 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads
 ptxas info    : Used 90 registers, used 1 barriers, 2048 bytes smem, 372 bytes cmem[0]
 """
-    assert resources.parse(said, "sm_80") == [
+    assert resources.parse(said) == [
         dict(arch="sm_80", kernel="kern<half, 3>", registers=90, shared_bytes=2048, stack_bytes=16, spill_bytes=12)
     ]
 

@@ -121,7 +121,7 @@ def conv_cases():
 def test_a_forced_row_runs_what_it_supports(row, text):
     answer = next(a for a in _C.explain(text, 2, row["name"]) if (a["name"], a["device"]) == (row["name"], "cpu"))
     if answer["ok"]:
-        assert answer["chosen"] and answer["reason"] == "forced"
+        assert answer["chosen"] and answer["reason"].endswith("forced")  # after the form, for a row that has several
         assert _C.select(text, 2, row["name"])["name"] == row["name"]
     else:
         with pytest.raises(RuntimeError) as error:
@@ -134,7 +134,7 @@ def test_a_forced_row_runs_what_it_supports(row, text):
 def test_auto_takes_the_cheapest(threads, word):
     text = CONV.replace("fwd", word)
     answers = _C.explain(text, threads)
-    rows = [row for row in ROWS if row["kind"] == "conv"]
+    rows = [row for row in ROWS if row["kind"] == "conv" and row["device"] != "simulated"]
     assert [(a["name"], a["device"]) for a in answers] == [(row["name"], row["device"]) for row in rows]
     able = [a for a in answers if a["ok"]]
     assert all(a["cost"] > 0 for a in able)

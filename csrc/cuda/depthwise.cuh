@@ -356,14 +356,11 @@ depthwise_any_gradient(DepthwiseAny<Index> g, T* dx, const T* filter, GradOutput
 // --- the host's side -------------------------------------------------------------------------------------------------
 
 // f(Walk) of the problem.
-template <int R, class F>
-Status with_walk(const ConvProblem& p, F&& f) {
-  if (!gathers(p)) return p.pad_left % 2 ? f(Walk<R, 2, true, true>{}) : f(Walk<R, 2, true>{});
-  return p.stride_h == 1 ? f(Walk<R, 1, false>{}) : f(Walk<R, 2, false>{});
-}
 template <class F>
 Status with_walk(const ConvProblem& p, F&& f) {
-  return p.r == 3 ? with_walk<3>(p, f) : with_walk<5>(p, f);
+  if (p.r == 5) return f(Walk<5, 1, false>{});
+  if (!gathers(p)) return p.pad_left % 2 ? f(Walk<3, 2, true, true>{}) : f(Walk<3, 2, true>{});
+  return p.stride_h == 1 ? f(Walk<3, 1, false>{}) : f(Walk<3, 2, false>{});
 }
 
 inline DepthwiseShape shape_of(const ConvProblem& p) {

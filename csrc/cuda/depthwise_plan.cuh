@@ -19,10 +19,10 @@ constexpr double kAnyPerSecond = 2e12;          // of path any
 
 inline bool gathers(const ConvProblem& p) { return p.pass == Pass::forward || p.stride_h == 1; }
 
-// The walks' windows: 3x3 and 5x5, one stride of 1 or 2, no dilation, one filter a channel.
+// The walks' windows: 3x3 with a stride of 1 or 2 along both axes, 5x5 with 1, no dilation, one filter a channel.
 inline bool has_walk(const ConvProblem& p) {
-  return p.r == p.s && (p.r == 3 || p.r == 5) && p.stride_h == p.stride_w && p.stride_h <= 2 && p.dilation_h == 1 &&
-         p.dilation_w == 1 && p.dtype != DType::f64;
+  return p.r == p.s && p.stride_h == p.stride_w && (p.r == 3 ? p.stride_h <= 2 : p.r == 5 && p.stride_h == 1) &&
+         p.dilation_h == 1 && p.dilation_w == 1 && p.dtype != DType::f64;
 }
 
 // Channels of a thread on path channels: kDepthwiseVector of the walk.

@@ -57,12 +57,12 @@ Status run_weight(const ConvPlan& plan, const ConvOperands& o, void* workspace, 
     if (path == DepthwisePath::channels) {
       if (p.r == 3)
         return p.stride_h == 1 ? with(WeightTraits<T, 3, 1, 4, int32_t>{}) : with(WeightTraits<T, 3, 2, 4, int32_t>{});
-      return p.stride_h == 1 ? with(WeightTraits<T, 5, 1, 2, int32_t>{}) : with(WeightTraits<T, 5, 2, 2, int32_t>{});
+      return with(WeightTraits<T, 5, 1, 2, int32_t>{});
     }
     if (path == DepthwisePath::columns) {
       if (p.r == 3)
         return p.stride_h == 1 ? with(WeightTraits<T, 3, 1, 1, int32_t>{}) : with(WeightTraits<T, 3, 2, 1, int32_t>{});
-      return p.stride_h == 1 ? with(WeightTraits<T, 5, 1, 1, int32_t>{}) : with(WeightTraits<T, 5, 2, 1, int32_t>{});
+      return with(WeightTraits<T, 5, 1, 1, int32_t>{});
     }
   }
   if (plan.detail[kDepthwiseInt32]) return with(WeightTraits<T, 1, 1, 1, int32_t>{});

@@ -40,8 +40,6 @@ Status max_pool_supports(const PoolProblem& p) {
   if (p.kind != PoolKind::max) return Status::refuse("computes maxima only");
   if (p.adaptive) return Status::refuse("takes windows of one size, not adaptive ones");
   if (p.pass != Pass::forward && !p.offset_bytes) return Status::refuse("needs the forward's window offsets");
-  if (p.pass == Pass::grad_input && is_integer(p.dtype))
-    return Status::refuse("grad_input takes floating-point types only");
   return {};
 }
 
@@ -57,9 +55,8 @@ Status max_pool_run(const PoolPlan& plan, const PoolOperands& operands, void*, c
   const PoolProblem& p = plan.problem;
   const Sizes4 written = p.pass == Pass::grad_input ? p.x_sizes() : p.y_sizes();
   if (written[0] * written[1] * written[2] * written[3] == 0) return {};
-  if (p.pass == Pass::gather) {
+  if (p.pass == Pass::gather) {  // moves bits
     switch (size_of(p.dtype)) {
-      case 1: return run_gather<uint8_t>(plan, operands, execution);
       case 2: return run_gather<uint16_t>(plan, operands, execution);
       case 4: return run_gather<uint32_t>(plan, operands, execution);
       default: return run_gather<uint64_t>(plan, operands, execution);
@@ -67,15 +64,7 @@ Status max_pool_run(const PoolPlan& plan, const PoolOperands& operands, void*, c
   }
   if (p.pass == Pass::grad_input)
     return with_float(p.dtype, [&](auto zero) { return run_gradient<decltype(zero)>(plan, operands, execution); });
-  switch (p.dtype) {
-    case DType::u8: return run_forward<uint8_t>(plan, operands, execution);
-    case DType::i8: return run_forward<int8_t>(plan, operands, execution);
-    case DType::i16: return run_forward<int16_t>(plan, operands, execution);
-    case DType::i32: return run_forward<int32_t>(plan, operands, execution);
-    case DType::i64: return run_forward<int64_t>(plan, operands, execution);
-    default:
-      return with_float(p.dtype, [&](auto zero) { return run_forward<decltype(zero)>(plan, operands, execution); });
-  }
+  return with_float(p.dtype, [&](auto zero) { return run_forward<decltype(zero)>(plan, operands, execution); });
 }
 
 }  // namespace fastconv::FASTCONV_GPU

@@ -14,25 +14,14 @@
 
 namespace fastconv::FASTCONV_GPU {
 
-// Values as they are compared.
-template <class T>
-__device__ __forceinline__ auto comparable(T v) {
-  if constexpr (std::is_integral_v<T>) {
-    return v;
-  } else {
-    return widen(v);
-  }
-}
-
 // torch's order: the first of equal elements wins, any NaN wins over any number, and the last NaN over earlier ones.
 // (Maximum instructions drop NaN on one side, so this is compare and select.)
 template <class Storage>
 struct Maximum {
   using T = Storage;
-  using A = decltype(comparable(T{}));
+  using A = Compute<T>;
   static constexpr bool kOffsets = true, kSlidesChannels = true;
-  static constexpr A kLowest =
-      std::is_integral_v<T> ? std::numeric_limits<A>::min() : -std::numeric_limits<A>::infinity();
+  static constexpr A kLowest = -std::numeric_limits<A>::infinity();
   struct State {
     A value;
     int32_t code;
@@ -41,7 +30,7 @@ struct Maximum {
   __device__ __forceinline__ static State begin(int32_t code) {
     return {kLowest, code};
   }
-  __device__ __forceinline__ static void take(State& best, T v, int32_t code) { replace(best, comparable(v), code); }
+  __device__ __forceinline__ static void take(State& best, T v, int32_t code) { replace(best, widen(v), code); }
   // `lower`: of a row below, whose codes begin at `code`; -1: has none.
   __device__ __forceinline__ static void join(State& best, const State& lower, int32_t code) {
     if (lower.code < 0) return;
@@ -52,10 +41,7 @@ struct Maximum {
   }
   template <class Index>
   __device__ __forceinline__ static T finish(const State& best, Index, Index) {
-    if constexpr (std::is_integral_v<T>)
-      return best.value;
-    else
-      return narrow<T>(best.value);
+    return narrow<T>(best.value);
   }
 
  private:

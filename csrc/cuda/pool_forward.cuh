@@ -148,7 +148,7 @@ pool_planes(Op op, PoolWindow<int32_t> g, PlaneTiles tiles, const typename Op::T
 // --- the host's side -------------------------------------------------------------------------------------------------
 
 inline bool pool_slides(const PoolProblem& p) {
-  return p.r == kSlideRows && p.stride_h == 1 && p.dilation_h == 1 && p.dtype != DType::f64 && !is_integer(p.dtype);
+  return p.r == kSlideRows && p.stride_h == 1 && p.dilation_h == 1 && p.dtype != DType::f64;
 }
 
 // Tiles of the forward's outputs, along channels and along planes.
@@ -164,10 +164,10 @@ inline PlaneTiles forward_planes(const PoolProblem& p) {
 
 // Which path the shape and strides allow; addresses have their say when they are known.
 inline void plan_pool_forward(const PoolProblem& p, PoolPlan& plan) {
-  const bool small = fits_int32(p), bytes = p.offset_bytes <= 1, is_float = !is_integer(p.dtype);
+  const bool small = fits_int32(p), bytes = p.offset_bytes <= 1;
   PoolPath path = PoolPath::any;
   int64_t threads = p.n * p.c * p.p * p.q;
-  if (small && bytes && is_float && threads * p.h * p.w > 0) {
+  if (small && bytes && threads * p.h * p.w > 0) {
     const int64_t vector = 16 / size_of(p.dtype);
     const bool dense = is_dense(p.x_sizes(), p.x_strides, Layout::nchw) &&
                        is_dense(p.y_sizes(), p.y_strides, Layout::nchw) &&
@@ -201,28 +201,26 @@ Status run_pool_forward(const char* name, const PoolPlan& plan, const PoolOperan
   T* y = static_cast<T*>(o.y);
   void* offsets = p.offset_bytes ? o.offsets : nullptr;
   auto path = static_cast<PoolPath>(plan.detail[kPoolPath]);
-  if constexpr (!std::is_integral_v<T>) {
-    if (path == PoolPath::channels &&
-        !(is_aligned(x, 16) && is_aligned(y, 16) && is_aligned(offsets, kFullVector<T>)))
-      path = PoolPath::any;
-    const auto op = make(int32_t{});
-    using Op = std::decay_t<decltype(op)>;
-    const PoolWindow<int32_t> g(p);
-    uint8_t* const codes = static_cast<uint8_t*>(offsets);
-    constexpr bool kMaySlide = !std::is_same_v<T, double>;
-    const bool slides = plan.detail[kPoolSlides];
-    if (path == PoolPath::channels) {
-      const ChannelTiles tiles = forward_channels(p);
-      return launch(name, slides ? pool_channels<kMaySlide && Op::kSlidesChannels, Op> : pool_channels<false, Op>,
-                    grid_of(tiles.blocks), block_of(tiles.threads()), 0, stream, op, g, tiles,
-                    Strides<int32_t>(p.x_strides), Strides<int32_t>(p.y_strides), Strides<int32_t>(p.offset_strides), x,
-                    y, codes);
-    }
-    if (path == PoolPath::planes) {
-      const PlaneTiles tiles = forward_planes(p);
-      return launch(name, slides ? pool_planes<kMaySlide, Op> : pool_planes<false, Op>, grid_of(tiles.blocks),
-                    block_of(kTileThreads), tiles.shared_bytes, stream, op, g, tiles, x, y, codes);
-    }
+  if (path == PoolPath::channels &&
+      !(is_aligned(x, 16) && is_aligned(y, 16) && is_aligned(offsets, kFullVector<T>)))
+    path = PoolPath::any;
+  const auto op = make(int32_t{});
+  using Op = std::decay_t<decltype(op)>;
+  const PoolWindow<int32_t> g(p);
+  uint8_t* const codes = static_cast<uint8_t*>(offsets);
+  constexpr bool kMaySlide = !std::is_same_v<T, double>;
+  const bool slides = plan.detail[kPoolSlides];
+  if (path == PoolPath::channels) {
+    const ChannelTiles tiles = forward_channels(p);
+    return launch(name, slides ? pool_channels<kMaySlide && Op::kSlidesChannels, Op> : pool_channels<false, Op>,
+                  grid_of(tiles.blocks), block_of(tiles.threads()), 0, stream, op, g, tiles,
+                  Strides<int32_t>(p.x_strides), Strides<int32_t>(p.y_strides), Strides<int32_t>(p.offset_strides), x,
+                  y, codes);
+  }
+  if (path == PoolPath::planes) {
+    const PlaneTiles tiles = forward_planes(p);
+    return launch(name, slides ? pool_planes<kMaySlide, Op> : pool_planes<false, Op>, grid_of(tiles.blocks),
+                  block_of(kTileThreads), tiles.shared_bytes, stream, op, g, tiles, x, y, codes);
   }
   const auto any = [&](auto index) {
     using Index = decltype(index);
@@ -235,11 +233,7 @@ Status run_pool_forward(const char* name, const PoolPlan& plan, const PoolOperan
                   PoolWindow<Index>(p), elements, Strides<Index>(p.x_strides), Strides<Index>(p.y_strides),
                   Strides<Index>(p.offset_strides), x, y, offsets, static_cast<int>(p.offset_bytes));
   };
-  if constexpr (std::is_integral_v<T>) {
-    return any(int64_t{});
-  } else {
-    return plan.detail[kPoolInt32] ? any(int32_t{}) : any(int64_t{});
-  }
+  return plan.detail[kPoolInt32] ? any(int32_t{}) : any(int64_t{});
 }
 
 }  // namespace fastconv::FASTCONV_GPU

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "../../core/operands.h"
+#include "../../cuda/direct.cuh"
 #include "../../cuda/rows.h"
 #include "checker.h"
 
@@ -50,6 +51,17 @@ Result run(const Problem& p, const Operands& o, Status (*supports)(const Problem
 
 using namespace fastconv::simulated;
 
+// The forms of `direct`, of which its plan chooses one by cost.
+template <DirectForm form>
+Status form_supports(const ConvProblem& p) {
+  ConvPlan plan;
+  return direct_plan_form(p, form, plan) ? Status() : Status::refuse("this form does not take the problem");
+}
+template <DirectForm form>
+void form_plan(const ConvProblem& p, int, ConvPlan& plan) {
+  direct_plan_form(p, form, plan);
+}
+
 // pointers: x, weight, y, bias, aux, grad_bias or x, y, offsets.
 Result run_row(const std::string& problem, const std::string& row, void* const* q, std::string& message) {
 #define FASTCONV_CONV(name)                                             \
@@ -68,6 +80,15 @@ Result run_row(const std::string& problem, const std::string& row, void* const* 
   FASTCONV_POOL(avg_pool)
 #undef FASTCONV_CONV
 #undef FASTCONV_POOL
+#define FASTCONV_FORM(form)                                                                                          \
+  if (row == "direct:" #form)                                                                                        \
+    return run<ConvProblem, ConvOperands, ConvPlan>(parse_conv(problem), {q[0], q[1], q[2], q[3], q[4], q[5]},       \
+                                                    form_supports<DirectForm::form>, form_plan<DirectForm::form>, \
+                                                    direct_run, message);
+  FASTCONV_FORM(any)
+  FASTCONV_FORM(tiled)
+  FASTCONV_FORM(weight)
+#undef FASTCONV_FORM
   message = "no row of that name";
   return kFailed;
 }
