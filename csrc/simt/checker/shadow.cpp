@@ -66,29 +66,33 @@ Buffer* find(const unsigned char* p) {
   return p < b->begin + b->bytes ? b : nullptr;
 }
 
-// Constants and tables of this very library.
+// Constants of this very library: its segments that cannot be written.
 bool in_library(const unsigned char* p) {
-  static const std::pair<uintptr_t, uintptr_t> range = [] {
-    std::pair<uintptr_t, uintptr_t> found{0, 0};
+  using Ranges = std::vector<std::pair<uintptr_t, uintptr_t>>;
+  static const Ranges constants = [] {
+    Ranges found;
     dl_iterate_phdr(
         [](dl_phdr_info* info, size_t, void* data) {
-          auto& out = *static_cast<std::pair<uintptr_t, uintptr_t>*>(data);
-          uintptr_t low = UINTPTR_MAX, high = 0;
+          Ranges all;
+          bool here = false;
           for (int i = 0; i < info->dlpi_phnum; ++i) {
-            if (info->dlpi_phdr[i].p_type != PT_LOAD) continue;
-            low = std::min<uintptr_t>(low, info->dlpi_addr + info->dlpi_phdr[i].p_vaddr);
-            high = std::max<uintptr_t>(high, info->dlpi_addr + info->dlpi_phdr[i].p_vaddr + info->dlpi_phdr[i].p_memsz);
+            const auto& segment = info->dlpi_phdr[i];
+            if (segment.p_type != PT_LOAD) continue;
+            const uintptr_t begin = info->dlpi_addr + segment.p_vaddr, end = begin + segment.p_memsz;
+            const auto code = reinterpret_cast<uintptr_t>(&in_library);
+            here = here || (code >= begin && code < end);
+            if (!(segment.p_flags & PF_W)) all.emplace_back(begin, end);
           }
-          const auto here = reinterpret_cast<uintptr_t>(&in_library);
-          if (here < low || here >= high) return 0;
-          out = {low, high};
-          return 1;
+          if (here) *static_cast<Ranges*>(data) = all;
+          return here ? 1 : 0;
         },
         &found);
     return found;
   }();
   const auto a = reinterpret_cast<uintptr_t>(p);
-  return a >= range.first && a < range.second;
+  for (const auto& [begin, end] : constants)
+    if (a >= begin && a < end) return true;
+  return false;
 }
 
 std::string nearest(const unsigned char* p) {
