@@ -153,12 +153,21 @@ def place(library: Path, info: dict, package: Path) -> None:
 
 def build_checked(root: Path, say: Callable[[str], None] = print) -> Path:
     """Builds the emulator with every access of a kernel checked (csrc/simt/checker); returns the library's path."""
+    return _build_extra(root, "checked_output", say)
+
+
+def build_sanitized(root: Path, say: Callable[[str], None] = print) -> Path:
+    """Builds the emulator under sanitizers (tests/cuda/sanitized_main.cpp); returns the program's path."""
+    return _build_extra(root, "sanitized_output", say)
+
+
+def _build_extra(root: Path, target: str, say: Callable[[str], None]) -> Path:
     plan, _, jobs = decide(root)
     folder = root / plan.folder
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, say):
-        _run_ninja(root, plan, jobs, plan.checked_output)
-    return root / plan.checked_output
+        _run_ninja(root, plan, jobs, getattr(plan, target))
+    return root / getattr(plan, target)
 
 
 def _run_ninja(root: Path, plan: Plan, jobs: int, target: str) -> None:

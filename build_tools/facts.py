@@ -29,7 +29,8 @@ def find_sources(root: Path) -> Sources:
         cuda=found("csrc/cuda/*.cu"),
         simt=found("csrc/simt/*.cpp"),
         checker=found("csrc/simt/checker/*.cpp"),
-        planted=found("tests/cuda/*.cu"),
+        planted=(*found("tests/cuda/atoms.cu"), *found("tests/cuda/planted.cu")),
+        sanitized=found("tests/cuda/sanitized_main.cpp"),
     )
     if not sources.bindings:
         raise SwitchError(f"no csrc/bindings/*.cpp in {root}: the source tree is incomplete, clone it again")

@@ -41,6 +41,7 @@ class Sources:
     simt: tuple[str, ...] = ()
     checker: tuple[str, ...] = ()
     planted: tuple[str, ...] = ()  # kernels with bugs, for the tests of the checker
+    sanitized: tuple[str, ...] = ()  # a program that runs the emulator under sanitizers
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class Plan:
     def checked_output(self) -> str:
         """The emulator with every access checked; not part of the default build."""
         return f"{self.folder}/checked.so"
+
+    @property
+    def sanitized_output(self) -> str:
+        """The emulator under AddressSanitizer and UndefinedBehaviorSanitizer; a program, not in the default build."""
+        return f"{self.folder}/sanitized"
 
     @property
     def cuda(self) -> bool:
@@ -102,6 +108,9 @@ def defines(plan: Plan) -> tuple[str, ...]:
 SIMULATED = ("-std=c++17", "-O2", "-DFASTCONV_SIMT", "-x", "c++")
 # The same with a call before every access (csrc/simt/checker/hooks.cpp). Vectorised accesses would be counted as one.
 CHECKED = ("-std=c++17", "-g", "-DFASTCONV_SIMT", "-DFASTCONV_SIMT_CHECKED", "-x", "c++")
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+# Of core, what names the CPU's rows, which the emulator's own programs do not hold.
+BOUND_TO_CPU = ("table", "selector")
 INSTRUMENTED = (
     *CHECKED, "-O1", "-fno-tree-vectorize", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0",
 )  # fmt: skip
@@ -177,6 +186,14 @@ def checked_edges(plan: Plan) -> list[tuple[str, str, str]]:
     return [(rule, _object(plan, s, "checked"), s) for rule, s in (*kernels, *runtime)]
 
 
+def sanitized_edges(plan: Plan) -> list[tuple[str, str, str]]:
+    """(rule, object, source) of the emulator under sanitizers: everything that it is made of."""
+    s = plan.sources
+    core = tuple(source for source in s.core if PurePosixPath(source).stem not in BOUND_TO_CPU)
+    every = (*s.cuda, *s.simt, *core, *s.sanitized)
+    return [("sanitized", _object(plan, source, "sanitized"), source) for source in every]
+
+
 def render(plan: Plan) -> str:
     common = (plan.compiler, *WARNINGS, *COMMON, *defines(plan))
     plain = (*common, "-std=c++17")
@@ -188,6 +205,7 @@ def render(plan: Plan) -> str:
         "simulated": (*common, *SIMULATED),
         "checked": (*common, *CHECKED, "-O2"),
         "instrumented": (*common, *INSTRUMENTED),
+        "sanitized": (*common, *SIMULATED, *SANITIZERS, "-O1", "-g", "-fno-omit-frame-pointer"),
     }
     rules.update({name: (*plain, *flags) for name, flags in kernel_rules(plan.isas).items()})
     if plan.nvcc:
@@ -210,6 +228,10 @@ def render(plan: Plan) -> str:
         + _command((*link_flags(plan), *plan.ldflags)),
         "  description = link $out",
         "",
+        "rule link_sanitized",
+        f"  command = {_command((plan.compiler, *SANITIZERS))} $in -o $out -lpthread",
+        "  description = link $out",
+        "",
         "rule link_checked",
         f"  command = {_command((plan.compiler, '-shared'))} $in -o $out -lpthread -ldl",
         "  description = link $out",
@@ -220,11 +242,13 @@ def render(plan: Plan) -> str:
     lines += ["", f"build {_path(plan.output)}: link {' '.join(_path(obj) for _, obj, _ in edges)}"]
     checked = checked_edges(plan)
     lines += [f"build {_path(obj)}: {rule} {_path(source)}" for rule, obj, source in checked]
-    # Problems and their texts; not the table, which names rows that are not in this library.
-    shared = [_object(plan, s) for s in plan.sources.core if PurePosixPath(s).stem not in ("table", "selector")]
+    shared = [_object(plan, s) for s in plan.sources.core if PurePosixPath(s).stem not in BOUND_TO_CPU]
     # The plain objects come first: of templates that both hold, the linker takes those without hooks.
     objects = [*shared, *(obj for rule, obj, _ in sorted(checked) if rule == "checked")]
     objects += [obj for rule, obj, _ in checked if rule == "instrumented"]
     lines += ["", f"build {_path(plan.checked_output)}: link_checked {' '.join(map(_path, objects))}"]
+    sanitized = sanitized_edges(plan)
+    lines += [f"build {_path(obj)}: {rule} {_path(source)}" for rule, obj, source in sanitized]
+    lines += ["", f"build {_path(plan.sanitized_output)}: link_sanitized {' '.join(_path(o) for _, o, _ in sanitized)}"]
     lines += [f"default {_path(plan.output)}", ""]
     return "\n".join(lines)

@@ -87,6 +87,7 @@ bool Block::run(const Launch& launch, Index3 index) {
   this_block = this;
   running_ = ready_.pop();
   self = &running_->view;
+  note_own_stack(outside_);
   switch_context(outside_, running_->context);
   this_block = nullptr;
   self = nullptr;

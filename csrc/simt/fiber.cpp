@@ -6,6 +6,7 @@
 #include <new>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <pthread.h>
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -89,18 +90,27 @@ void prepare(Context& context, unsigned char* stack, size_t bytes, void (*body)(
 #endif
 
 #if defined(__SANITIZE_ADDRESS__)
-static thread_local void* left_stack;  // AddressSanitizer's own note on the stack that was left
-
 void switch_context(Context& from, Context& to) {
-  __sanitizer_start_switch_fiber(&left_stack, to.stack_bottom, to.stack_size);
-  void* mine = left_stack;
+  void* fake_stack = nullptr;  // AddressSanitizer's own, of the flow that is left
+  __sanitizer_start_switch_fiber(&fake_stack, to.stack_bottom, to.stack_size);
   swap(from, to);
-  __sanitizer_finish_switch_fiber(mine, nullptr, nullptr);
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 }
 void arrived() { __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr); }
+
+void note_own_stack(Context& context) {
+  if (context.stack_bottom) return;
+  pthread_attr_t attributes;
+  void* bottom = nullptr;
+  pthread_getattr_np(pthread_self(), &attributes);
+  pthread_attr_getstack(&attributes, &bottom, &context.stack_size);
+  pthread_attr_destroy(&attributes);
+  context.stack_bottom = bottom;
+}
 #else
 void switch_context(Context& from, Context& to) { swap(from, to); }
 void arrived() {}
+void note_own_stack(Context&) {}
 #endif
 
 void start_context(Context& context, unsigned char* stack, size_t bytes, int index, void (*body)()) {

@@ -28,6 +28,8 @@ void switch_context(Context& from, Context& to);
 // Makes `context` start at body(), which must not return, on the stack [stack, stack + bytes). `index` tells stacks
 // apart that lie side by side.
 void start_context(Context& context, unsigned char* stack, size_t bytes, int index, void (*body)());
+// Notes the running flow's stack in a context that start_context() has not made: an OS thread's own.
+void note_own_stack(Context& context);
 // To be called first thing in `body`, and whenever switch_context() has returned. Nothing without AddressSanitizer.
 void arrived();
 
