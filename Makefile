@@ -1,8 +1,10 @@
 # make bench    set up, build, run VGG-16 on a photo      BENCH_ARGS="alexnet --image china"
 # make test     set up, build, run the tests              TEST_ARGS="-k pool -x"
 # make build    set up, build
+# make sanitize   the CUDA kernels in the emulator under AddressSanitizer and UndefinedBehaviorSanitizer
 # make atoms-check   on a GPU: every tensor-core and copy instruction against its model (needs nvcc, no torch)
 # make clean    undo all three
+# make gpu-check   on an NVIDIA GPU: build, all tests, sanitizer, speed, in 25 minutes   CHECK_ARGS="--quick"
 # make gpu-baseline   what PyTorch alone reaches on this NVIDIA GPU, in 5 minutes; sets up and builds nothing
 #
 # PYTHON=...    the interpreter to start from (default python3): used itself if it has torch >= 2.10, else for .venv
@@ -13,13 +15,14 @@ PYTHON ?= python3
 BENCH_ARGS ?= vgg16 --image china
 TEST_ARGS ?=
 BASELINE_ARGS ?=
+CHECK_ARGS ?=
 
 # Prints the interpreter to use, after setting it up; ninja decides what of the extension is stale.
 SETUP = python="$$($(PYTHON) build_tools/environment.py)"
 BUILD = "$$python" setup.py --quiet build_ext --inplace
 
 export PIP_ARGS
-.PHONY: help bench test build atoms-check clean
+.PHONY: help bench test build sanitize atoms-check clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -33,12 +36,19 @@ bench:
 test:
 	@$(SETUP) && $(BUILD) && "$$python" -m pytest $(TEST_ARGS)
 
+sanitize:
+	@$(SETUP) && $(BUILD) && "$$python" -m tests.sanitize
+
 atoms-check:
 	@mkdir -p build && nvcc -std=c++17 -O2 -Icsrc -arch=native tests/cuda/atoms.cu -o build/atoms && build/atoms
 
 .PHONY: gpu-baseline
 gpu-baseline:
 	@$(PYTHON) -m benchmarks.gpu.baseline $(BASELINE_ARGS)
+
+.PHONY: gpu-check
+gpu-check:
+	@$(PYTHON) -m benchmarks.gpu.check $(CHECK_ARGS)
 
 clean:
 	rm -rf build dist .venv *.egg-info .pytest_cache .hypothesis
