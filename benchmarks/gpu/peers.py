@@ -77,9 +77,9 @@ def direction_of(variant):
     return next(name for name in ("forward", "grad_input", "grad_weight") if variant.startswith(name))
 
 
-def conv_reference(layer, variant, x, weight, bias, dy):
-    """The variant in float64 on the CPU, by autograd where it is a gradient."""
-    x, weight, bias, dy = (t.detach().double().cpu().contiguous() for t in (x, weight, bias, dy))
+def conv_reference(layer, variant, x, weight, bias, dy, on="cpu"):
+    """The variant in float64 on the device `on`, by autograd where it is a gradient."""
+    x, weight, bias, dy = (t.detach().to(on, torch.float64).contiguous() for t in (x, weight, bias, dy))
     fused = variant.startswith("forward_bias_relu")
     with torch.enable_grad():
         x.requires_grad_(variant == "grad_input")
@@ -90,14 +90,14 @@ def conv_reference(layer, variant, x, weight, bias, dy):
         return torch.autograd.grad(y, x if variant == "grad_input" else weight, dy)[0]
 
 
-def pool_reference(layer, variant, x, dy, indices):
+def pool_reference(layer, variant, x, dy, indices, on="cpu"):
     """The same for a pool. Max-pooling's gradient goes where `indices` say: equal values leave a choice."""
-    x, dy = (t.detach().double().cpu().contiguous() for t in (x, dy))
+    x, dy = (t.detach().to(on, torch.float64).contiguous() for t in (x, dy))
     args = (layer.window, layer.stride, layer.padding)
     if layer.kind == "max":
         if variant == "forward":
             return F.max_pool2d(x, *args, 1, layer.ceil_mode)
-        places = indices.cpu().contiguous().flatten(2)
+        places = indices.to(on).contiguous().flatten(2)
         return torch.zeros_like(x).flatten(2).scatter_add_(2, places, dy.flatten(2)).view(x.shape)
     with torch.enable_grad():
         y = F.avg_pool2d(x.requires_grad_(), *args, layer.ceil_mode)
@@ -106,7 +106,7 @@ def pool_reference(layer, variant, x, dy, indices):
 
 def distance(result, reference):
     """||result - reference|| / ||reference||; infinite for a wrong shape, NaN or infinity."""
-    result = result.detach().double().cpu()
+    result = result.detach().to(reference.device, torch.float64)
     if result.shape != reference.shape or not bool(torch.isfinite(result).all()):
         return float("inf")
     norm = float(reference.norm())

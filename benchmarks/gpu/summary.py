@@ -106,18 +106,18 @@ def as_json(run):
     return header, rows
 
 
-def _short(value):
+def short(value):
     """Six significant digits: more than any of these times has."""
     if isinstance(value, dict):
-        return {key: _short(item) for key, item in value.items()}
+        return {key: short(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_short(item) for item in value]
+        return [short(item) for item in value]
     return float(f"{value:.6g}") if isinstance(value, float) and math.isfinite(value) else value
 
 
 def json_text(header, rows):
     """JSON with one line for each row, mean and clock sample, so that results can be compared line by line."""
-    header, rows = finite(_short(header)), finite(_short(rows))
+    header, rows = finite(short(header)), finite(short(rows))
     line = lambda value: json.dumps(value, allow_nan=False)  # noqa: E731
     lists = {"means": header.pop("means"), "rows": rows}
     parts = [f"{line(key)}: {line(value)}" for key, value in header.items()]
