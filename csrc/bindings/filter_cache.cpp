@@ -1,7 +1,7 @@
 #include "filter_cache.h"
 
-#include <c10/core/CPUAllocator.h>
 #include <c10/core/StorageImpl.h>
+#include <sys/mman.h>
 #include <torch/library.h>
 
 #include <atomic>
@@ -20,6 +20,20 @@ using cpu::Hash128;
 constexpr int64_t kDefaultLimit = int64_t{1} << 30;  // VGG-16's filters for F(4x4,3x3) take 236 MB
 // Below this, transforming costs about as much as recognising.
 constexpr int64_t kWorthKeeping = 16 << 10;
+
+// Large filters lie in huge pages where the system grants them: they stream by once per call, and 4 KiB pages cost a walk
+// through the page table each.
+std::shared_ptr<void> filter_memory(int64_t bytes) {
+  constexpr int64_t kHuge = 2 << 20;
+  const int64_t unit = bytes < kHuge ? 64 : kHuge;
+  const auto size = static_cast<size_t>((bytes + unit - 1) / unit * unit);
+  void* memory = std::aligned_alloc(static_cast<size_t>(unit), size);
+  TORCH_CHECK(memory, "fastconv: no memory for a transformed filter of ", bytes, " bytes");
+#ifdef MADV_HUGEPAGE
+  if (unit == kHuge) madvise(memory, size, MADV_HUGEPAGE);  // advice: nothing is lost where it is not taken
+#endif
+  return {memory, std::free};
+}
 
 int64_t limit_from_environment() {
   const char* text = std::getenv("FASTCONV_FILTER_CACHE_MB");
@@ -147,10 +161,9 @@ class Cache {
   std::shared_ptr<const void> make(const Key& key, const Hash128& hash, bool frozen, const ConvPlan& plan,
                                    const ConvOperands& operands, const Execution& exec) {
     if (plan.prepack_bytes > limit_) return nullptr;
-    auto block = std::make_shared<c10::DataPtr>(c10::GetCPUAllocator()->allocate(plan.prepack_bytes));
-    const Status status = plan.row->prepack(plan, operands, block->get(), exec);
+    const std::shared_ptr<void> memory = filter_memory(plan.prepack_bytes);
+    const Status status = plan.row->prepack(plan, operands, memory.get(), exec);
     TORCH_CHECK(status.ok(), "fastconv: ", plan.row->name, " could not transform a filter: ", status.reason());
-    std::shared_ptr<const void> memory(block, block->get());
     std::lock_guard<std::mutex> lock(mutex_);
     const auto found = entries_.find(key);
     if (found == entries_.end() || !(found->second.hash == hash)) return memory;

@@ -19,6 +19,10 @@ namespace {
 constexpr int kFlush = 32;
 constexpr int kPrefetchEvery = 4;  // channels
 constexpr int kReads = 2, kWrites = 2;  // lines each time
+// The filter, too: filters of 512 channels come from memory, and without this F(4x4) took 1.25 times as long there.
+constexpr int kFilterAhead = 16;  // channels
+constexpr int kLineBytes = 64;
+constexpr int kFilterLines = kPrefetchEvery * kTileWidth<float> * 4 / kLineBytes;
 static_assert(kFlush % kLanes<float> == 0 && kLanes<float> % kPrefetchEvery == 0);
 
 template <int Rows>
@@ -48,6 +52,8 @@ inline void multiply_rows(const float* x, int64_t x_block, const float* w, int64
       for (int i = 0; i < kWrites; ++i) prefetch_write(out.line + i * out.step);
       in.line += kReads * in.step;
       out.line += kWrites * out.step;
+      const auto* ahead = reinterpret_cast<const char*>(w + kFilterAhead * W);
+      for (int i = 0; i < kFilterLines; ++i) prefetch_read(ahead + i * kLineBytes);
 #pragma GCC unroll 4
       for (int i = 0; i < kPrefetchEvery; ++i) multiply_step<Rows>(x + l + i, w + i * W, sum);
       w += kPrefetchEvery * W;
