@@ -21,7 +21,6 @@ constexpr int kPrefetchEvery = 4;  // channels
 constexpr int kReads = 2, kWrites = 2;  // lines each time
 // The filter, too: filters of 512 channels come from memory, and without this F(4x4) took 1.25 times as long there.
 constexpr int kFilterAhead = 16;  // channels
-constexpr int kLineBytes = 64;
 constexpr int kFilterLines = kPrefetchEvery * kTileWidth<float> * 4 / kLineBytes;
 static_assert(kFlush % kLanes<float> == 0 && kLanes<float> % kPrefetchEvery == 0);
 
