@@ -1,11 +1,13 @@
-# make bench    set up, build, run VGG-16 on a photo      BENCH_ARGS="alexnet --image china"
-# make test     set up, build, run the tests              TEST_ARGS="-k pool -x"
-# make build    set up, build
-# make sanitize   the CUDA kernels in the emulator under AddressSanitizer and UndefinedBehaviorSanitizer
-# make atoms-check   on a GPU: every tensor-core and copy instruction against its model (needs nvcc, no torch)
-# make clean    undo all three
-# make gpu-check   on an NVIDIA GPU: build, all tests, sanitizer, speed, in 25 minutes   CHECK_ARGS="--quick"
-# make gpu-baseline   what PyTorch alone reaches on this NVIDIA GPU, in 5 minutes; sets up and builds nothing
+# make bench         set up, build, run VGG-16 on a photo     BENCH_ARGS="alexnet --image china"
+# make test          set up, build, run the tests             TEST_ARGS="-k pool -x"
+# make build         set up, build
+# make sanitize      the CUDA kernels in the emulator under AddressSanitizer and UndefinedBehaviorSanitizer
+# make clean         undo them
+#
+# On a machine with an NVIDIA GPU:
+# make gpu-check     build, all tests, sanitizer, speed, in 25 minutes        CHECK_ARGS="--quick"
+# make gpu-baseline  what PyTorch alone reaches, in 5 minutes; sets up and builds nothing     BASELINE_ARGS="--quick"
+# make atoms-check   every tensor-core and copy instruction against its model; needs nvcc, no torch
 #
 # PYTHON=...    the interpreter to start from (default python3): used itself if it has torch >= 2.10, else for .venv
 # PIP_ARGS=...  for pip, e.g. an index of CPU builds of torch

@@ -4,6 +4,7 @@ Twice: with every access checked (bounds, unwritten reads, races; simt.py) on sm
 them, on the sizes of real networks.
 """
 
+import ctypes
 from functools import partial
 
 import pool_kernels
@@ -189,8 +190,6 @@ def test_thread_order_does_not_change_a_bit(name):
 
 def bits(text, row, addresses, threads, prepacked, seed):
     """Runs the row; the bytes of what it wrote."""
-    import ctypes
-
     simt.run_row(text, row, addresses, threads, prepacked, seed=seed)
     p, facts = _C.parse_problem(text), _C.problem_facts(text)
     sizes = {

@@ -11,7 +11,7 @@ def measured():
     try:
         resources.nvcc()
     except SwitchError as reason:
-        pytest.skip(str(reason))
+        pytest.skip(f"no CUDA toolkit on this machine: {reason}")
     return resources.measure()
 
 
@@ -30,11 +30,16 @@ def test_limits_of_an_architecture(measured):
 
 
 def test_resources_are_as_recorded(measured):
-    """A change is a visible diff: `python -m build_tools.kernel_resources --write` records it."""
+    """A change is a visible diff: `python -m build_tools.kernel_resources --write` records it.
+
+    Another version of nvcc allocates registers its own way: then the kernels are the recorded ones, and their shared
+    memory, which the source decides.
+    """
     version, recorded = resources.read()
+    now = measured
     if version != resources.nvcc()[1]:
-        pytest.skip(f"recorded with nvcc {version}; this is {resources.nvcc()[1]}, which allocates registers its own way")
-    assert resources.differences(recorded, measured) == []
+        recorded, now = ([dict(row, registers=0) for row in rows] for rows in (recorded, measured))
+    assert resources.differences(recorded, now) == []
 
 
 def test_ptxas_is_read_right():

@@ -1,3 +1,4 @@
+#include "../core/div_up.h"
 #include "depthwise.h"
 
 #include <algorithm>
@@ -12,7 +13,6 @@ namespace {
 constexpr int64_t kPlaneBytes = 32 * 1024;    // a padded band of a channel: the first-level cache
 constexpr int64_t kPackedBytes = 192 * 1024;  // a packed band of channels and its sums: part of the second-level cache
 
-int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t even_part(int64_t count, int64_t most) {
   return div_up(count, div_up(count, std::max<int64_t>(most, 1)));
 }

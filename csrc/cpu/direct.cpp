@@ -1,3 +1,4 @@
+#include "../core/div_up.h"
 #include "direct.h"
 
 #include <algorithm>
@@ -12,7 +13,6 @@ namespace {
 // Packed input per thread: half of a 512 KB second-level cache, the other half is for the filter that streams by.
 constexpr int64_t kBandBytes = 256 * 1024;
 
-int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t value_bytes(DType t) { return t == DType::f64 || is_integer(t) ? 8 : 4; }
 
 struct Band {

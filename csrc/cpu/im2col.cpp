@@ -1,3 +1,4 @@
+#include "../core/div_up.h"
 #include "im2col.h"
 
 #include <algorithm>
@@ -12,7 +13,6 @@ namespace {
 // Each of a thread's arrays: a quarter to a half of a 512 KB second-level cache.
 constexpr int64_t kOperandBytes = 128 * 1024, kSumBytes = 256 * 1024;
 
-int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t value_bytes(DType t) { return t == DType::f64 || is_integer(t) ? 8 : 4; }
 // The size of even parts of at most `most`, at least 1.
 int64_t even_part(int64_t count, int64_t most) {

@@ -1,3 +1,4 @@
+#include "../core/div_up.h"
 #include "winograd.h"
 
 #include <algorithm>
@@ -12,8 +13,6 @@ namespace {
 
 using winograd::odd_lines;
 using winograd::segment_floats;
-
-int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool is_half(DType t) { return t == DType::f16 || t == DType::bf16; }
 

@@ -87,33 +87,26 @@ struct HalfOf {  // element i of packed 16-bit registers
 template <class T>
 struct MmaHalf;  // m16n8k16 on f16 or bf16, sums in fp32
 
+#ifdef FASTCONV_SIMT
+#define FASTCONV_MMA_HALF(T, name) FASTCONV_MULTIPLY(MmaHalf<T>, HalfOf<T>, "mma.m16n8k16." name)
+#else
+#define FASTCONV_MMA_HALF(T, name)                                                                                  \
+  static __device__ __forceinline__ void multiply(C& c, const A& a, const B& b) {                                   \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." name "." name                                             \
+                 ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                       \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                   \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                               \
+  }
+#endif
 template <>
 struct MmaHalf<f16> : Mma16 {
-#ifdef FASTCONV_SIMT
-  FASTCONV_MULTIPLY(MmaHalf<f16>, HalfOf<f16>, "mma.m16n8k16.f16")
-#else
-  static __device__ __forceinline__ void multiply(C& c, const A& a, const B& b) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  }
-#endif
+  FASTCONV_MMA_HALF(f16, "f16")
 };
-
 template <>
 struct MmaHalf<bf16> : Mma16 {
-#ifdef FASTCONV_SIMT
-  FASTCONV_MULTIPLY(MmaHalf<bf16>, HalfOf<bf16>, "mma.m16n8k16.bf16")
-#else
-  static __device__ __forceinline__ void multiply(C& c, const A& a, const B& b) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  }
-#endif
+  FASTCONV_MMA_HALF(bf16, "bf16")
 };
+#undef FASTCONV_MMA_HALF
 
 // tf32: floats of which the lower 13 bits are not read. to_tf32 rounds to nearest; without it, they are cut off.
 struct MmaTf32 {

@@ -56,18 +56,15 @@ bool run(const Problem& p, Operands o, Status (*supports)(const Problem&), void 
 }
 
 bool run_line(const std::string& row, const std::string& text) {
-#define FASTCONV_CONV(name) \
-  if (row == #name) return run<ConvPlan>(parse_conv(text), ConvOperands{}, name##_supports, name##_plan, name##_run);
-#define FASTCONV_POOL(name) \
-  if (row == #name) return run<PoolPlan>(parse_pool(text), PoolOperands{}, name##_supports, name##_plan, name##_run);
-  FASTCONV_CONV(direct)
-  FASTCONV_CONV(im2col)
-  FASTCONV_CONV(implicit_gemm)
-  FASTCONV_CONV(depthwise)
-  FASTCONV_POOL(max_pool)
-  FASTCONV_POOL(avg_pool)
-#undef FASTCONV_CONV
-#undef FASTCONV_POOL
+#define FASTCONV_CONV_ROW(...)
+#define FASTCONV_POOL_ROW(...)
+#define FASTCONV_GPU_CONV_ROW(name, passes, dtypes, min_arch, summary, source, entry) \
+  if (row == #name)                                                                   \
+    return run<ConvPlan>(parse_conv(text), ConvOperands{}, entry##_supports, entry##_plan, entry##_run);
+#define FASTCONV_GPU_POOL_ROW(name, passes, dtypes, min_arch, summary, source, entry) \
+  if (row == #name)                                                                   \
+    return run<PoolPlan>(parse_pool(text), PoolOperands{}, entry##_supports, entry##_plan, entry##_run);
+#include "core/algorithms.inc"
   std::printf("no such row: %s\n", row.c_str());
   return false;
 }

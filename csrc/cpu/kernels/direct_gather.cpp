@@ -5,6 +5,7 @@
 // registers. Rows that lie in the padding are skipped. Arithmetic intensity: a tile reads (14 + 32) values per 14 * 32
 // multiply-adds, so the multiply-add units are the limit; what keeps it from the peak is streaming the packed filter
 // from the second-level cache, 128 bytes per 28 vector operations.
+#include "../../core/div_up.h"
 #include "../arena.h"
 #include "../direct.h"
 #include "../gather.h"
@@ -13,7 +14,6 @@
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
 
-inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 

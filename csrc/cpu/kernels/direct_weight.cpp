@@ -8,6 +8,7 @@
 // the filter's gradient of 1x1 layers in NCHW takes 1.2 times as long.
 #pragma GCC optimize("unswitch-loops", "peel-loops", "version-loops-for-strides")
 
+#include "../../core/div_up.h"
 #include "../arena.h"
 #include "../direct.h"
 #include "filter_sums.h"
@@ -15,7 +16,6 @@
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
 
-inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 

@@ -1,12 +1,12 @@
 // Where a window's tap reads, for output pixels in their order: through the columns, the rows and the images.
 #pragma once
 
+#include "../../core/div_up.h"
 #include "numeric.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
 
-inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 

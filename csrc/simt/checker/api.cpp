@@ -64,22 +64,17 @@ void form_plan(const ConvProblem& p, int, ConvPlan& plan) {
 
 // pointers: x, weight, y, bias, aux, grad_bias or x, y, offsets.
 Result run_row(const std::string& problem, const std::string& row, void* const* q, std::string& message) {
-#define FASTCONV_CONV(name)                                             \
-  if (row == #name)                                                     \
-    return run<ConvProblem, ConvOperands, ConvPlan>(parse_conv(problem), {q[0], q[1], q[2], q[3], q[4], q[5]}, \
-                                                    name##_supports, name##_plan, name##_run, message);
-#define FASTCONV_POOL(name)                                                                                    \
+#define FASTCONV_CONV_ROW(...)
+#define FASTCONV_POOL_ROW(...)
+#define FASTCONV_GPU_CONV_ROW(name, passes, dtypes, min_arch, summary, source, entry)                          \
   if (row == #name)                                                                                            \
-    return run<PoolProblem, PoolOperands, PoolPlan>(parse_pool(problem), {q[0], q[1], q[2]}, name##_supports, \
-                                                    name##_plan, name##_run, message);
-  FASTCONV_CONV(direct)
-  FASTCONV_CONV(im2col)
-  FASTCONV_CONV(implicit_gemm)
-  FASTCONV_CONV(depthwise)
-  FASTCONV_POOL(max_pool)
-  FASTCONV_POOL(avg_pool)
-#undef FASTCONV_CONV
-#undef FASTCONV_POOL
+    return run<ConvProblem, ConvOperands, ConvPlan>(parse_conv(problem), {q[0], q[1], q[2], q[3], q[4], q[5]}, \
+                                                    entry##_supports, entry##_plan, entry##_run, message);
+#define FASTCONV_GPU_POOL_ROW(name, passes, dtypes, min_arch, summary, source, entry)                           \
+  if (row == #name)                                                                                             \
+    return run<PoolProblem, PoolOperands, PoolPlan>(parse_pool(problem), {q[0], q[1], q[2]}, entry##_supports, \
+                                                    entry##_plan, entry##_run, message);
+#include "../../core/algorithms.inc"
 #define FASTCONV_FORM(form)                                                                                          \
   if (row == "direct:" #form)                                                                                        \
     return run<ConvProblem, ConvOperands, ConvPlan>(parse_conv(problem), {q[0], q[1], q[2], q[3], q[4], q[5]},       \
