@@ -1,6 +1,6 @@
-"""Every CUDA row on a GPU: the cases of test_gpu_rows.py, judged alike. Runs where torch sees a GPU and the rows were built.
+"""Every CUDA row on a GPU: the cases of test_gpu_rows.py, judged alike. Runs where torch sees a GPU.
 
-`pytest --require-gpu` makes their absence a failure: `make gpu-check` uses it.
+`pytest --require-gpu` makes its absence a failure: `make gpu-check` uses it.
 """
 
 import pool_kernels
@@ -21,15 +21,11 @@ POOL_ROWS = [row["name"] for row in rows("pool", "cuda")]
 
 @pytest.fixture(autouse=True)
 def gpu(request):
-    missing = None
     if not torch.cuda.is_available():
-        missing = "torch sees no GPU"
-    elif not CONV_ROWS:
-        missing = "the extension was built without CUDA kernels"
-    if missing and request.config.getoption("--require-gpu"):
-        pytest.fail(missing)
-    elif missing:
-        pytest.skip(missing)
+        absent = pytest.fail if request.config.getoption("--require-gpu") else pytest.skip
+        absent("torch sees no GPU")
+    if not CONV_ROWS:
+        pytest.fail("there is a GPU, but the extension was built without CUDA kernels: rebuild with FASTCONV_CUDA=1")
 
 
 def on_gpu(text, row, addresses, threads=1, prepacked=False):
