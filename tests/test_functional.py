@@ -365,7 +365,7 @@ def test_explain_text():
     assert {row["name"] for row in explanation.rows} == names
     (chosen,) = [row for row in explanation.rows if row["chosen"]]
     assert explanation.chosen == [chosen["name"]] and chosen["ok"] and chosen["cost"] > 0
-    assert chosen["accuracy"] == "torch" and chosen["workspace_bytes"] >= 0
+    assert chosen["accuracy"] == "fast" and chosen["workspace_bytes"] >= 0
     for row in explanation.rows:
         assert row["problem"] == text and row["reason"]
         assert row["name"] in str(explanation) and row["reason"] in str(explanation)
