@@ -3,11 +3,29 @@
 import difflib
 
 from .alexnet import ALEXNET, ALEXNET_UNGROUPED
+from .alphago import ALPHAGO
+from .bn_inception import BN_INCEPTION, SE_INCEPTION
+from .courses import COURSE, COURSE_SAME
 from .edge_detection import EDGE_DETECTION
+from .fcn import FCN8S
+from .googlenet import GOOGLENET
+from .inception_v4 import INCEPTION_V4
 from .lenet5 import LENET5
-from .vgg import VGG16
+from .resnet import RESNET18, RESNET34, RESNET50, RESNET101, RESNET152, SE_RESNET50
+from .vgg import VGG11, VGG13, VGG16, VGG16_C, VGG19
+from .vit import VIT_PATCHES
+from .xception import XCEPTION
+from .zfnet import ZFNET
 
-_ALL = (LENET5, ALEXNET, ALEXNET_UNGROUPED, VGG16, EDGE_DETECTION)
+_ALL = (
+    *(LENET5, ALEXNET, ALEXNET_UNGROUPED, ZFNET),
+    *(VGG11, VGG13, VGG16_C, VGG16, VGG19),
+    *(GOOGLENET, BN_INCEPTION, INCEPTION_V4, XCEPTION),
+    *(RESNET18, RESNET34, RESNET50, RESNET101, RESNET152),
+    *(SE_RESNET50, SE_INCEPTION),
+    *(FCN8S, ALPHAGO, VIT_PATCHES),
+    *(COURSE, COURSE_SAME, EDGE_DETECTION),
+)
 NETWORKS = {network.name: network for network in _ALL}
 
 
