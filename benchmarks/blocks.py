@@ -16,16 +16,14 @@ WORKING = ("conv", "conv_transpose", "max", "avg", "linear")
 
 @dataclass(frozen=True)
 class Step:
-    """A layer or a block in its place: `depth` blocks are around it, `path` is its full name, `opens` its place in the
-    branches of the block around it (0 for the first layer of the first branch, None for a later layer of a branch).
-    """
+    """A layer or a block in its place: its full name, the shapes before and after it, and whether no block is around
+    it."""
 
     item: object
     path: str
     before: tuple
     after: tuple
-    depth: int = 0
-    opens: int | None = None
+    outermost: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,17 +115,22 @@ def shape_after(items, shape):
     return shape
 
 
-def steps(items, shape, training=False, prefix="", depth=0, opens=None):
+def inside(item):
+    """The sequences that a block consists of; none of a layer."""
+    if isinstance(item, Head):
+        return (item.layers,)
+    return item.paths if isinstance(item, Branches) else ()
+
+
+def steps(items, shape, training=False, prefix=""):
     """Yield a Step for each layer and, before what is in it, each block; heads if `training`."""
     for item in items:
-        path = prefix + item.name
-        after = item.output_shape(shape)
-        if item.kind != "head" or training:
-            yield Step(item, path, shape, after, depth, opens)
-            paths = (item.layers,) if isinstance(item, Head) else getattr(item, "paths", ())
-            for number, inner in enumerate(paths):
-                yield from steps(inner, shape, training, f"{path}.", depth + 1, number)
-        shape, opens = after, None
+        path, after = prefix + item.name, item.output_shape(shape)
+        if training or not isinstance(item, Head):
+            yield Step(item, path, shape, after, outermost=not prefix)
+            for inner in inside(item):
+                yield from steps(inner, shape, training, f"{path}.")
+        shape = after
 
 
 @dataclass(frozen=True)

@@ -83,10 +83,12 @@ class Conv(_Layer):
         return f.conv_macs(batch, *self.output_shape(shape), shape[0], *pair(self.kernel), self.groups)
 
     def words(self):
-        text = f"conv {'x'.join(map(str, pair(self.kernel)))}"
+        depthwise = self.groups == self.k > 1
+        text = ("depthwise " if depthwise else "") + f"conv {'x'.join(map(str, pair(self.kernel)))}"
         text += f" stride {_by(self.stride)}" if pair(self.stride) != (1, 1) else ""
-        text += " same" if self.padding == "same" else f" pad {_by(self.padding)}" if any(self.pads()) else ""
-        text += f" groups {self.groups}" if self.groups > 1 else ""
+        if any(self.pads()):
+            text += " same" if self.padding == "same" else f" pad {_by(self.padding)}"
+        text += f" groups {self.groups}" if self.groups > 1 and not depthwise else ""
         return text + (" + BN" if self.norm else "") + (" + ReLU" if self.relu else "")
 
     def as_run(self, shape, training=False):
@@ -171,7 +173,8 @@ class _Pool(_Layer):
 
     def words(self):
         text = f"{self.kind} pool {'x'.join(map(str, pair(self.window)))} stride {_by(self.stride)}"
-        return text + (f" pad {_by(self.padding)}" if any(pair(self.padding)) else "")
+        text += f" pad {_by(self.padding)}" if any(pair(self.padding)) else ""
+        return text + (" ceil" if self.ceil_mode else "")
 
     def problem(self, shape, batch, layout, direction="forward", training=False):
         c, h, w = shape
