@@ -13,7 +13,7 @@ def _conv(name, k, kernel, stride=1, relu=True):
     return Conv(name, k, kernel, stride, kernel // 2, bias=False, norm=True, relu=relu)
 
 
-def _basic(name, c, width, stride):
+def basic(name, c, width, stride):
     """Two 3x3 convolutions."""
     body = _conv("conv1", width, 3, stride), _conv("conv2", width, 3, relu=False)
     return residual(name, body, _shortcut(c, width, stride)), width
@@ -67,8 +67,8 @@ _STRIDE = (
     "Variant: the stride is in the 3x3 convolution, as in torchvision; the paper has it in the 1x1 before, which saves "
     "0.23 billion MACs."
 )
-RESNET18 = _resnet(18, (2, 2, 2, 2), _basic, "1.8")
-RESNET34 = _resnet(34, (3, 4, 6, 3), _basic, "3.6")
+RESNET18 = _resnet(18, (2, 2, 2, 2), basic, "1.8")
+RESNET34 = _resnet(34, (3, 4, 6, 3), basic, "3.6")
 RESNET50 = _resnet(50, (3, 4, 6, 3), bottleneck, "3.8", _STRIDE)
 RESNET101 = _resnet(101, (3, 4, 23, 3), bottleneck, "7.6", _STRIDE)
 RESNET152 = _resnet(152, (3, 8, 36, 3), bottleneck, "11.3", _STRIDE)
