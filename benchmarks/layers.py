@@ -94,7 +94,8 @@ class Conv(_Layer):
     def as_run(self, shape, training=False):
         """At inference the normalisation is folded into weights and bias; in training it runs between convolution and
         ReLU, both of which it leaves without the other."""
-        plain = dataclasses.replace(self, padding=self.pads()) if self.padding == "same" else self
+        a, b = self.pads()
+        plain = dataclasses.replace(self, padding=a if a == b else (a, b)) if self.padding == "same" else self
         if not self.norm:
             return plain
         folded = {"bias": self.bias, "relu": False} if training else {"bias": True}

@@ -49,6 +49,7 @@ def test_same_padding_keeps_the_size_or_is_refused():
     layer = Conv("conv", 8, (5, 3), padding="same")
     assert layer.output_shape((3, 7, 9)) == (8, 7, 9)
     assert layer.as_run((3, 7, 9)) == Conv("conv", 8, (5, 3), padding=(2, 1))
+    assert Conv("conv", 8, 3, padding="same").as_run((3, 7, 9)) == Conv("conv", 8, 3, padding=1)
     for bad in ({"kernel": 4}, {"kernel": 3, "stride": 2}):
         with pytest.raises(ValueError, match="'same' takes stride 1 and an odd kernel"):
             Conv("conv", 8, padding="same", **bad)

@@ -30,5 +30,13 @@ NETWORKS = {network.name: network for network in _ALL}
 
 
 def nearest(word, known):
-    """The names of `known` that `word` may have meant, best first; all of them if none is near."""
-    return difflib.get_close_matches(word.lower(), known, n=3, cutoff=0.4) or list(known)
+    """The names of `known` that `word` may have meant, at most three, best first; all of them if none is near. A name's
+    beginning counts almost as much as all of it: "alexnt" is near to alexnet-ungrouped too."""
+    word = word.lower()
+
+    def likeness(name):
+        ratios = [difflib.SequenceMatcher(None, word, part).ratio() for part in (name, name[: len(word)])]
+        return max(ratios[0], 0.95 * ratios[1])
+
+    near = sorted((name for name in known if likeness(name) >= 0.4), key=likeness, reverse=True)
+    return near[:3] or list(known)

@@ -23,7 +23,12 @@ _STEM = (
     concat(
         "stem2",
         (_conv("a_1x1", 64, 1), _conv("a_3x3", 96, 3, valid=True)),
-        (_conv("b_1x1", 64, 1), _conv("b_7x1", 64, (7, 1)), _conv("b_1x7", 64, (1, 7)), _conv("b_3x3", 96, 3, valid=True)),
+        (
+            _conv("b_1x1", 64, 1),
+            _conv("b_7x1", 64, (7, 1)),
+            _conv("b_1x7", 64, (1, 7)),
+            _conv("b_3x3", 96, 3, valid=True),
+        ),
     ),
     concat("stem3", _conv("3x3", 192, 3, stride=2), MaxPool("pool", 3, 2)),
 )

@@ -9,8 +9,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 def stage(number, kernels, k, first_padding=1, ceil_mode=False):
-    """Convolutions of k filters that keep the map's size, then a pool that halves it. `first_padding` is conv<n>_1's.
-    """
+    """Convolutions of k filters that keep the size of the maps, then a pool; `first_padding` is that of conv<n>_1."""
     paddings = [first_padding, *(kernel // 2 for kernel in kernels[1:])]
     sizes = enumerate(zip(kernels, paddings, strict=True), 1)
     return (
@@ -27,7 +26,11 @@ def _vgg(name, column, kernels, *notes):
         source=f"Simonyan and Zisserman, arXiv:1409.1556, table 1, column {column}",
         input_shape=(3, 224, 224),
         layers=(
-            *(layer for n, (sizes, k) in enumerate(zip(kernels, WIDTHS, strict=True), 1) for layer in stage(n, sizes, k)),
+            *(
+                layer
+                for n, (sizes, k) in enumerate(zip(kernels, WIDTHS, strict=True), 1)
+                for layer in stage(n, sizes, k)
+            ),
             Linear("fc6", 4096, relu=True),
             Linear("fc7", 4096, relu=True),
             Linear("fc8", 1000),
