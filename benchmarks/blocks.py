@@ -51,16 +51,14 @@ class Branches:
             smallest = self.smallest(shape)
             outputs = [self.cropped(output, smallest).output_shape(output) for output in outputs]
         first, *others = outputs
-        if self.join == "concat":
-            met = (sum(output[0] for output in outputs), *first[1:]), all(o[1:] == first[1:] for o in others)
-        elif self.join == "add":
-            met = first, all(other == first for other in others)
-        else:
-            met = first, all(other in (first[:1], (first[0], 1, 1)) for other in others)
-        after, fits = met
-        if not fits:
+        fitting = {
+            "concat": lambda other: other[1:] == first[1:],
+            "add": lambda other: other == first,
+            "scale": lambda other: other in (first[:1], (first[0], 1, 1)),
+        }[self.join]
+        if not all(map(fitting, others)):
             raise ValueError(f"{self.name}: cannot {self.join} {', '.join(map(str, outputs))}")
-        return after
+        return (sum(c for c, *_ in outputs), *first[1:]) if self.join == "concat" else first
 
     def smallest(self, shape):
         """(height, width) of the smallest maps that meet."""

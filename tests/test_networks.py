@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from benchmarks import formulas, models, networks
+from benchmarks.layers import pair
 from benchmarks.networks import resnet
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -274,6 +275,42 @@ def test_modules_are_what_the_description_says(name, training):
     assert {path: shape for path, shape in seen if path in shapes} == shapes
     assert [path for path, _ in seen if path in working(network, training)] == working(network, training)
     assert counted.get_total_flops() == 2 * network.macs(2, training)
+
+
+@every_network
+def test_modules_have_the_attributes_that_kernels_are_asked_for(name):
+    network = NETWORKS[name]
+    model = models.build(network, device="meta")
+    for layer, before, after in network.walk(training=True):
+        module = model.get_submodule(layer.name)
+        if layer.kind == "linear":
+            assert (module.in_features, module.out_features) == (formulas.elements(before), after[0])
+            continue
+        if isinstance(module, torch.nn.AdaptiveAvgPool2d):
+            assert (module.output_size, layer.window) == (1, before[1:])
+            continue
+        assert pair(module.stride) == pair(layer.stride)
+        assert pair(module.kernel_size) == pair(layer.kernel if layer.kind.startswith("conv") else layer.window)
+        if module.padding == "same":
+            assert pair(layer.padding) == tuple(size // 2 for size in pair(layer.kernel))
+        else:
+            assert pair(module.padding) == pair(layer.padding)
+        if layer.kind in ("max", "avg"):
+            assert module.ceil_mode == layer.ceil_mode
+            assert layer.kind == "max" or module.count_include_pad == layer.count_include_pad
+            continue
+        assert (module.in_channels, module.out_channels) == (before[0], after[0])
+        assert module.groups == getattr(layer, "groups", 1)
+        assert (module.bias is not None) == layer.bias
+
+
+def test_xceptions_pools_pad_as_tensorflow_does():
+    # "same": ceil(size / stride) windows; of what is missing, the smaller half lies before
+    pools = [(layer, before[1], after[1]) for layer, before, after in NETWORKS["xception"].walk() if layer.kind == "max"]
+    assert [size for _, size, _ in pools] == [147, 74, 37, 19]
+    for layer, size, count in pools:
+        missing = (-(-size // 2) - 1) * 2 + 3 - size
+        assert (count, layer.padding) == (-(-size // 2), missing // 2)
 
 
 def working(network, training):

@@ -254,6 +254,13 @@ def test_a_transposed_convolution_is_a_convolutions_gradient(stride, padding):
     assert [layer.problem(shape, 2, "nchw", d)["pass"] for d in DIRECTIONS] == ["grad_input", "forward", "grad_weight"]
 
 
+def test_formulas_of_normalisation_and_transposed_convolution():
+    assert formulas.norm_parameters(64) == 128
+    assert formulas.transposed_size(16, 4, stride=2) == 34
+    assert formulas.transposed_size(7, 4, stride=2, padding=1) == 14
+    assert formulas.window_positions(formulas.transposed_size(9, 5, 3, 1), 5, 3, 1) == 9
+
+
 def test_pools_keep_offsets_as_large_as_their_window_needs():
     assert [MaxPool("pool", size, 1).offset_bytes() for size in (2, 15, 16, 255, 256)] == [1, 1, 2, 2, 4]
     assert AvgPool("pool", 16, 1).offset_bytes() == 0

@@ -83,6 +83,6 @@ SE_INCEPTION = _network(
     "SE-BN-Inception",
     "Hu et al., arXiv:1709.01507, table 2, on Ioffe and Szegedy, arXiv:1502.03167, figure 5",
     True,
-    "Variant: squeeze-and-excitation with reduction 16 after each of BN-Inception's ten modules. The paper: 2.04 GFLOPs, "
-    "a multiply-add counted once (table 2).",
+    "Variant: squeeze-and-excitation with reduction 16 after each of BN-Inception's ten modules. The paper (table 2): "
+    "2.04 GFLOPs, a multiply-add counted once.",
 )

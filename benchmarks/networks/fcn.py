@@ -49,8 +49,8 @@ def fcn8s(height=500, width=500, classes=21, filters=64):
             Crop("score", (height, width), 31),
         ),
         notes=(
-            "PASCAL VOC's 20 classes and the background, a score of each for every pixel. The paper counts 134 million parameters of FCN-VGG16 "
-            "(table 1), the layers up to fc7.",
+            "PASCAL VOC's 20 classes and the background, a score of each for every pixel.",
+            "The paper counts 134 million parameters of FCN-VGG16 (table 1): the layers up to fc7, 134,260,544.",
             "VGG-16's linear layers are convolutions here: 7x7 and 1x1. Dropout (nothing at inference) is left out.",
         ),
     )

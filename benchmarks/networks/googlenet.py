@@ -69,9 +69,9 @@ GOOGLENET = Network(
         Linear("classifier", 1000),
     ),
     notes=(
-        "6,998,552 parameters at inference, 13,378,280 with the auxiliary classifiers, which run in training only. "
-        "The paper's table adds up to 1.5 billion multiply-adds: it prints 34 million for conv1, whose 7x7x3 kernels do "
-        "118, and 54 for 5a, whose sizes give 51.",
+        "6,998,552 parameters at inference, 13,378,280 with the auxiliary classifiers, which run in training only.",
+        "The paper's table adds up to 1.5 billion multiply-adds: it prints 34 million for conv1, whose 7x7x3 kernels "
+        "do 118, and 54 for 5a, whose sizes give 51.",
         "Local response normalisation (no parameters, same shapes) and dropout (nothing at inference) are left out.",
         "Libraries differ: torchvision's has batch normalisation and 3x3 kernels where the paper has 5x5.",
     ),

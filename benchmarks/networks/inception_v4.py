@@ -1,5 +1,5 @@
-"""Inception-v4: C. Szegedy, S. Ioffe, V. Vanhoucke, A. Alemi, "Inception-v4, Inception-ResNet and the impact of residual
-connections on learning", AAAI 2017, arXiv:1602.07261, figures 3 to 9 and table 1 (k = 192, l = 224, m = 256, n = 384)."""
+"""Inception-v4: C. Szegedy, S. Ioffe, V. Vanhoucke, A. Alemi, "Inception-v4, Inception-ResNet and the impact of
+residual connections on learning", AAAI 2017, arXiv:1602.07261, figures 3 to 9 and table 1."""
 
 from ..blocks import Network, concat
 from ..layers import AvgPool, Conv, GlobalAvgPool, Linear, MaxPool

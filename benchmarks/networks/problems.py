@@ -1,4 +1,4 @@
-"""A network as a suite: the distinct problems that its convolutions and pools are, each with the layers that have it."""
+"""A network as a suite: the distinct problems of its convolutions and pools, each with the layers that have it."""
 
 from dataclasses import dataclass
 
@@ -22,8 +22,8 @@ def problems(network, batch=1, layout="nchw", direction="forward", training=Fals
 
     Args:
         layout: "nchw" or "nhwc".
-        direction: "forward", "grad_input" or "grad_weight". The first layer has no grad_input (nobody wants the gradient
-            of an image), pools have no grad_weight.
+        direction: "forward", "grad_input" or "grad_weight". The first layer has no grad_input (nobody wants the
+            gradient of an image), pools have no grad_weight.
         training: a forward pass that a backward pass follows: auxiliary heads run, max-pools keep offsets,
             normalisation is not folded into convolutions. Gradients are always those of training.
 
