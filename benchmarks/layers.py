@@ -151,7 +151,7 @@ class ConvTranspose(_Layer):
             "kind": "conv", "n": batch, "c": k, "h": h, "w": w, "k": shape[0], "r": r, "s": s,
             "stride_h": u, "stride_w": v, "pad_top": a, "pad_left": b, "pad_bottom": a, "pad_right": b,
             "groups": 1, "dtype": "f32", "layout": layout, "pass": mirrored[direction],
-            "activation": "none", "bias": False,
+            "activation": "none", "bias": self.bias and direction == "forward",
         }  # fmt: skip
 
 
@@ -229,7 +229,7 @@ class GlobalAvgPool(_Layer):
         return "global avg pool"
 
     def as_run(self, shape, training=False):
-        return AvgPool(self.name, shape[1:], 1)
+        return AvgPool(self.name, shape[1:], shape[1:])  # the window's stride: what an adaptive pool is to kernels
 
 
 @dataclass(frozen=True)

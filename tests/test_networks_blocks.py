@@ -224,7 +224,7 @@ def test_problems_in_words():
         "conv2_2.conv1",
     )  # folded, and the second of each block has no ReLU of its own
     assert len(found["conv n8c64h56w56 k64r3s3 st1 pd1 dl1 g1 f32 nhwc fwd bias"]) == 2
-    assert found["avgpool n8c512h7w7 r7s7 st1 pd0 dl1 f32 nhwc fwd"] == ("pool",)
+    assert found["avgpool n8c512h7w7 r7s7 st7 pd0 dl1 f32 nhwc fwd"] == ("pool",)
     found = texts_of(NETWORKS["resnet18"], 8, "nhwc", training=True)
     assert len(found["conv n8c64h56w56 k64r3s3 st1 pd1 dl1 g1 f32 nhwc fwd"]) == 4
     assert "maxpool n8c64h112w112 r3s3 st2 pd1 dl1 f32 nhwc fwd off8" in found
@@ -251,6 +251,7 @@ def test_a_transposed_convolution_is_a_convolutions_gradient(stride, padding):
     facts = _C.problem_facts(_C.problem_text(fields))
     assert (facts["p"], facts["q"]) == shape[1:]
     assert facts["macs"] == layer.macs(shape, 2) == 2 * formulas.elements(shape) * 4 * 20
+    assert _C.problem_text(fields).endswith(" nchw grad_input bias")
     assert [layer.problem(shape, 2, "nchw", d)["pass"] for d in DIRECTIONS] == ["grad_input", "forward", "grad_weight"]
 
 
