@@ -149,6 +149,21 @@ def weight_and_bias(model, path):
     return weight * scale[:, None, None, None], shift if bias is None else shift + bias * scale
 
 
+def loss(outputs, labels):
+    """What a training step minimises: the cross entropy of the model's output and the classes `labels` (batch,), plus
+    0.3 times that of each auxiliary head (Szegedy et al., arXiv:1409.4842, section 5). Of an output that scores no
+    classes, its sum.
+
+    Args:
+        outputs: what the model returned in training: a tensor, or with heads a tuple of (batch, classes) each.
+    """
+    main, *asides = outputs if isinstance(outputs, tuple) else (outputs,)
+    if main.dim() != 2:
+        return main.sum()
+    cross_entropy = torch.nn.functional.cross_entropy
+    return cross_entropy(main, labels) + sum(0.3 * cross_entropy(aside, labels) for aside in asides)
+
+
 def twin(model, layout):
     """A copy of `model` in a layout. Linear layers, most of the memory and the same in all copies, are shared."""
     shared = {id(m): m for m in model.modules() if isinstance(m, torch.nn.Linear)}

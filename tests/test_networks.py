@@ -306,7 +306,9 @@ def test_modules_have_the_attributes_that_kernels_are_asked_for(name):
 
 def test_xceptions_pools_pad_as_tensorflow_does():
     # "same": ceil(size / stride) windows; of what is missing, the smaller half lies before
-    pools = [(layer, before[1], after[1]) for layer, before, after in NETWORKS["xception"].walk() if layer.kind == "max"]
+    pools = [
+        (layer, before[1], after[1]) for layer, before, after in NETWORKS["xception"].walk() if layer.kind == "max"
+    ]
     assert [size for _, size, _ in pools] == [147, 74, 37, 19]
     for layer, size, count in pools:
         missing = (-(-size // 2) - 1) * 2 + 3 - size

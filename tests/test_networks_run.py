@@ -76,12 +76,11 @@ def test_a_converted_network_infers_what_torch_infers(name):
 
 
 def training_step(model, x):
-    """(outputs, gradients by name, buffers after the step) of the sum of all outputs' weighted squares."""
+    """(outputs, gradients by name, buffers after the step)"""
     outputs = model(x)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    loss = sum((weight * y.square()).mean() for weight, y in zip((1.0, 0.3, 0.3), outputs, strict=False))
     parameters = dict(model.named_parameters())
-    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    gradients = torch.autograd.grad(models.loss(outputs, torch.arange(len(x))), list(parameters.values()))
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     return outputs, dict(zip(parameters, gradients, strict=True)), dict(model.named_buffers())
 
 
@@ -103,6 +102,15 @@ def test_a_converted_network_trains_as_torch_does(name):
             scale = its[key].abs().max().clamp(min=1e-12)
             assert float((mine[key] - its[key]).abs().max() / scale) < 1e-8, key
     assert all(float(gradient.abs().max()) > 0 for gradient in expected[1].values())
+
+
+def test_heads_count_less_in_the_loss():
+    scores, labels = torch.randn(4, 7), torch.tensor([0, 6, 3, 3])
+    one = -scores.log_softmax(1)[range(4), labels].mean()
+    torch.testing.assert_close(models.loss(scores, labels), one)
+    torch.testing.assert_close(models.loss((scores, scores, scores), labels), 1.6 * one)
+    maps = torch.randn(4, 7, 2, 2)
+    assert torch.equal(models.loss(maps, labels), maps.sum())
 
 
 def test_blocks_are_fused():
