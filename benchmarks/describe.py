@@ -24,14 +24,14 @@ def describe(network):
         title=f"{network.title}: {network.source}",
         columns=[
             Column("layer"),
-            Column("kind"),
+            Column("kind", group=1),
             Column("output (HxWxC)", right=True),
-            Column("activations", right=True),
-            Column("", right=True),
-            Column("memory", right=True),
-            Column("parameters", right=True),
-            Column("MACs", right=True),
-            Column("FLOPs", right=True),
+            Column("activations", right=True, group=1),
+            Column("", right=True, group=1),
+            Column("memory", right=True, group=1),
+            Column("parameters", right=True, group=2),
+            Column("MACs", right=True, group=2),
+            Column("FLOPs", right=True, group=2),
         ],
     )
     size = _size(network.input_shape)

@@ -174,6 +174,13 @@ def test_describe_prints_a_repeated_block_as_one_line_with_its_sums():
     assert sum(line.strip().startswith("- identity") for line in lines) == 4
 
 
+def test_describe_splits_into_memory_and_arithmetic_on_narrow_terminals():
+    table = describe(NETWORKS["lenet5"])
+    memory, arithmetic = ([column.name for column in table.part(group).columns] for group in (1, 2))
+    assert memory == ["layer", "kind", "output (HxWxC)", "activations", "", "memory"]
+    assert arithmetic == ["layer", "output (HxWxC)", "parameters", "MACs", "FLOPs"]
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_described_columns_add_up(name):
     table = describe(NETWORKS[name])
