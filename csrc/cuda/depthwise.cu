@@ -46,7 +46,7 @@ Status run_any(const ConvProblem& p, const ConvOperands& o, void* stream) {
     return launch("depthwise any", depthwise_any<T, Index>, grid_of(blocks), block_of(kTileThreads), 0, stream, g,
                   static_cast<const T*>(o.x), filter, static_cast<T*>(o.y), Epilogue<T, Index>(p, o));
   return launch("depthwise any gradient", depthwise_any_gradient<T, Index>, grid_of(blocks), block_of(kTileThreads), 0,
-                stream, g, static_cast<T*>(o.x), filter, GradOutput<T, Index>(p, o));
+                stream, g, static_cast<T*>(o.x), filter, GradOutput<T, Index>(p, o), Epilogue<T, Index>(p, o).bias);
 }
 
 DepthwisePath choose_path(const ConvProblem& p) {
