@@ -101,7 +101,8 @@ Status depthwise_run(const ConvPlan& plan, const ConvOperands& o, void* workspac
       if (path == DepthwisePath::channels) return run_channels<T>(p, o, stream);
       if (path == DepthwisePath::planes) return depthwise_planes_run(p, o, stream);
     }
-    if (plan.detail[kDepthwiseInt32]) return run_any<T, int32_t>(p, o, stream);
+    if constexpr (!std::is_same_v<T, double>)
+      if (plan.detail[kDepthwiseInt32]) return run_any<T, int32_t>(p, o, stream);
     return run_any<T, int64_t>(p, o, stream);
   });
 }
