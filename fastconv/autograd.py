@@ -231,7 +231,10 @@ def _backward_conv_transpose2d(ctx, gy):
     x, w = ctx.saved_tensors
     needs = ctx.needs_input_grad
     gx = gw = gb = None
-    inner = gy[:, :, : ctx.reached[2], : ctx.reached[3]]  # beyond lies the bias alone
+    inner = gy
+    for dim in (2, 3):
+        if gy.shape[dim] != ctx.reached[dim]:  # beyond lies the bias alone
+            inner = inner.narrow(dim, 0, ctx.reached[dim])
     if needs[0]:
         gx = conv2d(inner, w, None, None, *ctx.conf)
     if needs[1]:
