@@ -102,7 +102,7 @@ Status unfold(const ConvProblem& p, const ColumnShape& g, const Part& part, cons
                   dim3{static_cast<unsigned>(div_up(g.pixels, kColumnThreads)),
                        static_cast<unsigned>(div_up(g.depth, kColumnSteps)), groups},
                   threads, 0, stream, g, from, to);
-  constexpr int kWide = 16 / sizeof(T);
+  constexpr int kWide = sizeof(T) < 8 ? 16 / sizeof(T) : 1;  // a warp's 8-byte accesses are whole cache lines
   const bool wide = g.matrix.channels_last && g.x.c == 1 && is_aligned(from, 16) &&
                     is_multiple({g.channels, g.x.n, g.x.h, g.x.w}, kWide);
   const int64_t vectors = g.depth / (wide ? kWide : 1);
