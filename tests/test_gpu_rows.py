@@ -202,14 +202,13 @@ def test_any_adaptive_window(kind, sizes, c, dtype, layout, backward, seed):
     pool_kernels.check(f"{text} adaptive p{p}q{q}", seed=seed, run=partial(simt.run_row, seed=seed))
 
 
-@pytest.mark.parametrize("norm", [1, 2, 3, 4, "inf"])
+@pytest.mark.parametrize("norm", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_lp_pools_of_zero_and_negative_sums(dtype, norm):
     for layout in ("nchw", "nhwc"):
         for pass_ in ("fwd", "grad_input"):
-            if (norm, pass_) != ("inf", "grad_input"):  # torch multiplies 0 by infinity
-                text = f"lppool n2c16h9w13 r3s2 st2 pd0 dl1 {dtype} {layout} {pass_} ceil norm{norm}"
-                pool_kernels.check_lp(text, integers=True, run=simt.run_row)
+            text = f"lppool n2c16h9w13 r3s2 st2 pd0 dl1 {dtype} {layout} {pass_} ceil norm{norm}"
+            pool_kernels.check_lp(text, integers=True, run=simt.run_row)
 
 
 @pytest.mark.parametrize("norm", [1, 2, 3, 2.5, -1])

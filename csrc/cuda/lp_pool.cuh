@@ -36,6 +36,7 @@ struct LpNorm {
     return power(x, norm);
   }
   __device__ __forceinline__ A root(A sum) const {
+    sum += A(0);  // -0 is 0 in torch, and its root may be infinite
     if (whole == 1) return sum;
     if (whole == 2) return std::sqrt(sum);
     return power(sum, inverse);
