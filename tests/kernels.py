@@ -95,7 +95,8 @@ def outputs_of_activation(sizes, dtype, generator, p, exact):
 def bound(row, problem, expected, torch_error, terms, sums=None):
     """The largest error allowed: twice torch's own plus a rounding floor; Winograd's is stated by its accuracy class.
 
-    An activation is applied to rounded `sums`, so their size sets the floor: no activation is steeper than 1.5. float64 is its own reference, whose error is unknown: there the floor grows as roundings of `terms` products do.
+    An activation is applied to rounded `sums`, so their size sets the floor: no activation is steeper than 1.5. float64
+    is its own reference, whose error is unknown: there the floor grows as roundings of `terms` products do.
     """
     dtype = expected.dtype
     scale = expected.double().abs().max().item() if expected.numel() else 0.0

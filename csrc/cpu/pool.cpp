@@ -79,8 +79,13 @@ Memory memory_of(const PoolProblem& p, PoolPath path) {
   return {2 * kWord * p.r * p.s, in_place ? 0 : 4 * p.h * p.w};  // times the channels of a block
 }
 
+// LP norms other than 1 and 2 take a power of the C library, some 20 ns, for every element of every window.
+bool takes_powers(const PoolProblem& p) {
+  return p.kind == PoolKind::lp && p.norm.value() != 1 && p.norm.value() != 2;
+}
+
 PoolPath choose_path(const PoolProblem& p) {
-  if (is_integer(p.dtype) || p.offset_bytes > 1 || p.pass == Pass::gather) return PoolPath::planes;
+  if (is_integer(p.dtype) || p.offset_bytes > 1 || p.pass == Pass::gather || takes_powers(p)) return PoolPath::planes;
   const bool max_grad = p.kind == PoolKind::max && writes_x(p);
   // For each input, vectors compare the offsets of r s / stride^2 windows; a scatter adds one output out of stride^2.
   // Measured with AVX-512: 0.3 + 0.1 r s / stride^2 ns against 0.1 + 1.2 / stride^2 ns.
@@ -109,9 +114,7 @@ void plan_pool(const PoolProblem& p, int threads, PoolPlan& plan) {
   }
 
   const int64_t lanes = path == PoolPath::planes ? 1 : 32 / size_of(p.dtype);
-  const bool powers = p.kind == PoolKind::lp && p.norm.value() != 1 && p.norm.value() != 2;
-  const int64_t steps = powers ? 50 * p.flops() : p.flops();  // a power of the C library takes some 20 ns
-  plan.cost = cost::seconds(steps, powers ? 1 : lanes, 0.3, 1, p.minimum_bytes());
+  plan.cost = cost::seconds((takes_powers(p) ? 50 : 1) * p.flops(), lanes, 0.3, 1, p.minimum_bytes());
   // A few tasks a thread, so that uneven ones balance, of at least some microseconds each; units first, because bands
   // of rows read their neighbours' rows again.
   const int64_t wanted = threads <= 1 ? 1 : std::clamp<int64_t>(plan.cost / cost::kLaunchSeconds, 1, 4 * threads);
@@ -179,7 +182,8 @@ Status avg_pool_run(const PoolPlan& plan, const PoolOperands& operands, void* wo
 
 Status lp_pool_supports(const PoolProblem& p) {
   if (p.kind != PoolKind::lp) return Status::refuse("computes LP norms only");
-  if (std::isinf(p.norm.value())) return Status::refuse("takes finite norms; an infinite one is a maximum of magnitudes");
+  if (std::isinf(p.norm.value()))
+    return Status::refuse("takes finite norms; an infinite one is a maximum of magnitudes");
   return {};
 }
 

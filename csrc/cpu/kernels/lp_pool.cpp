@@ -1,9 +1,9 @@
 // LP pooling, forward and gradient: y = (r s / count * sum of x^norm over the window)^(1 / norm), count the window's
 // elements inside the input, as torch has it: powers of signed values, so that a sum may be negative and its root NaN.
-// The gradient dx = x^(norm-1) * sum over the windows of dy * (r s / count) * y^(1-norm) is 0 from windows where y is 0.
+// The gradient x^(norm-1) * sum over the windows of dy * (r s / count) * y^(1-norm) is 0 from windows where y is 0.
 //
-// Norms 1 and 2 are a copy and a product away from average-pooling, which bounds them alike; any other takes a power of
-// the C library for every element of every window row, some 20 ns, and is bound by that.
+// Norms 1 and 2 are a copy and a product away from average-pooling and run in its loops. Any other takes a power of the
+// C library for every element of every window, some 20 ns, and is bound by that, so it has the plain loops only.
 #include "pool_average.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
@@ -24,45 +24,51 @@ inline A by_lane(A v, F&& f) {
   return f(v);
 }
 
-// The formulas on vectors and on single values (V). N: 1 or 2, or 0 for any other norm.
-template <class A, int N>
-struct Norm {
-  A norm, window;  // r s
+// The formulas on vectors and on single values (V), of norms 1 and 2: a run-time branch, to halve the kernels.
+template <class A>
+struct PlainNorm {
+  A window;  // r s
+  bool squares;
 
-  explicit Norm(const PoolProblem& d) : norm(static_cast<A>(d.norm.value())), window(static_cast<A>(d.r * d.s)) {}
+  explicit PlainNorm(const PoolProblem& d) : window(static_cast<A>(d.r * d.s)), squares(d.norm.value() == 2) {}
   template <class V>
   V raised(V x) const {
-    if constexpr (N == 1) return x;
-    if constexpr (N == 2) return x * x;
-    return by_lane<A>(x, [this](A v) { return power(v, norm); });
+    return squares ? x * x : x;
   }
   template <class V>
   V root(V mean) const {
-    const V sum = mean * window + A(0);  // -0 is 0 in torch, and its root may be infinite
-    if constexpr (N == 1) return sum;
-    if constexpr (N == 2) return by_lane<A>(sum, [](A v) { return square_root(v); });
-    return by_lane<A>(sum, [this](A v) { return power(v, 1 / norm); });
+    const V sum = mean * window;
+    return squares ? by_lane<A>(sum, [](A v) { return square_root(v); }) : sum;
   }
   template <class V>
   V handed_down(V dy, V y) const {
-    if constexpr (N == 1) return y == A(0) ? V{} : dy;
-    if constexpr (N == 2) return y == A(0) ? V{} : dy / y;
-    return y == A(0) ? V{} : dy * by_lane<A>(y, [this](A v) { return power(v, 1 - norm); });
+    return y == A(0) ? V{} : squares ? dy / y : dy;
   }
-  // An input that is handed nothing keeps nothing, even if the power of it is infinite.
   template <class V>
   V received(V sum, V x) const {
-    if constexpr (N == 1) return sum * window;
-    if constexpr (N == 2) return sum * window * x;
-    return sum == A(0) ? V{} : sum * window * by_lane<A>(x, [this](A v) { return power(v, norm - 1); });
+    return squares ? sum * window * x : sum * window;
   }
 };
 
-template <class S, int N>
+// Of any other norm, on single values.
+template <class A>
+struct PowerNorm {
+  A norm, window;
+
+  explicit PowerNorm(const PoolProblem& d) : norm(static_cast<A>(d.norm.value())), window(static_cast<A>(d.r * d.s)) {}
+  A raised(A x) const { return power(x, norm); }
+  // -0 is 0 in torch, and its root may be infinite.
+  A root(A mean) const { return power(mean * window + A(0), 1 / norm); }
+  A handed_down(A dy, A y) const { return y == A(0) ? A(0) : dy * power(y, 1 - norm); }
+  // An input that is handed nothing keeps nothing, even if the power of it is infinite.
+  A received(A sum, A x) const { return sum == A(0) ? A(0) : sum * window * power(x, norm - 1); }
+};
+
+template <class S, template <class> class Norm>
 struct Forward {
   using T = S;
   using E = Compute<S>;
-  Norm<E, N> norm;
+  Norm<E> norm;
   Divisor divisor;
   const E* column_divisors = nullptr;  // rows path: of every column, and kMargin more
   E row_divisor = 1;
@@ -83,12 +89,12 @@ struct Forward {
   E leave(E sum, int64_t p, int64_t q) const { return norm.root(divide(sum, divisor.at(p, q))); }
 };
 
-template <class S, int N>
+template <class S, template <class> class Norm>
 struct Chain {
   using T = S;
   using A = Compute<S>;
   static constexpr bool of_windows_alone = false;
-  Norm<A, N> norm;
+  Norm<A> norm;
   const T *dy, *y, *x;
   const T *dy_end, *y_end, *x_end;
 
@@ -111,48 +117,47 @@ struct Chain {
   A input_at(A sum, int64_t at) const { return norm.received(sum, widen(x[at])); }
 };
 
-// Calls f(a value of the type, the norm's N as a constant).
 template <class F>
-void with_type_and_norm(const PoolProblem& d, F&& f) {
-  const auto with_norm = [&](auto zero) {
-    const double norm = d.norm.value();
-    if (norm == 1) return f(zero, Count<1>{});
-    if (norm == 2) return f(zero, Count<2>{});
-    f(zero, Count<0>{});
-  };
-  switch (d.dtype) {
-    case DType::f64: return with_norm(double{});
-    case DType::f16: return with_norm(f16{});
-    case DType::bf16: return with_norm(bf16{});
-    default: return with_norm(float{});
+void with_float(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::f64: return f(double{});
+    case DType::f16: return f(f16{});
+    case DType::bf16: return f(bf16{});
+    default: return f(float{});
   }
 }
+
+bool is_plain(const PoolProblem& d) { return d.norm.value() == 1 || d.norm.value() == 2; }
 
 }  // namespace
 
 void lp_pool_forward(const PoolPlan& plan, const PoolOperands& operands, void* workspace, const Threads& threads) {
   const PoolProblem& d = plan.problem;
-  with_type_and_norm(d, [&](auto zero, auto n) {
+  with_float(d.dtype, [&](auto zero) {
     using T = decltype(zero);
-    Forward<T, decltype(n)::value> op{Norm<Compute<T>, decltype(n)::value>(d), Divisor(d)};
-    switch (static_cast<PoolPath>(plan.detail[kPath])) {
-      case PoolPath::rows:
-        op.column_divisors = column_divisors<Compute<T>>(op.divisor, d, workspace);
-        return forward_rows(plan, op, operands, workspace, threads);
-      case PoolPath::channels: return forward_channels(plan, op, operands, threads);
-      case PoolPath::planes: return forward_planes(plan, op, operands, threads);
-    }
+    using A = Compute<T>;
+    const Divisor divisor(d);
+    if (!is_plain(d))
+      return forward_planes(plan, Forward<T, PowerNorm>{PowerNorm<A>(d), divisor}, operands, threads);
+    Forward<T, PlainNorm> op{PlainNorm<A>(d), divisor};
+    const auto path = static_cast<PoolPath>(plan.detail[kPath]);
+    if (path == PoolPath::planes) return forward_planes(plan, op, operands, threads);
+    if (path == PoolPath::channels) return forward_channels(plan, op, operands, threads);
+    op.column_divisors = column_divisors<A>(divisor, d, workspace);
+    forward_rows(plan, op, operands, workspace, threads);
   });
 }
 
 void lp_pool_grad(const PoolPlan& plan, const PoolOperands& operands, void* workspace, const Threads& threads) {
-  with_type_and_norm(plan.problem, [&](auto zero, auto n) {
-    const Chain<decltype(zero), decltype(n)::value> chain(plan.problem, operands);
-    switch (static_cast<PoolPath>(plan.detail[kPath])) {
-      case PoolPath::rows: return rows_grad(plan, chain, operands, workspace, threads);
-      case PoolPath::channels: return channels_grad(plan, chain, operands, workspace, threads);
-      case PoolPath::planes: return planes_grad(plan, chain, operands, workspace, threads);
-    }
+  const PoolProblem& d = plan.problem;
+  with_float(d.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if (!is_plain(d)) return planes_grad(plan, Chain<T, PowerNorm>(d, operands), operands, workspace, threads);
+    const Chain<T, PlainNorm> chain(d, operands);
+    const auto path = static_cast<PoolPath>(plan.detail[kPath]);
+    if (path == PoolPath::planes) return planes_grad(plan, chain, operands, workspace, threads);
+    if (path == PoolPath::channels) return channels_grad(plan, chain, operands, workspace, threads);
+    rows_grad(plan, chain, operands, workspace, threads);
   });
 }
 

@@ -111,8 +111,9 @@ inline Vec<Compute<T>> load_strided(const T* p, int64_t stride, int64_t left, co
   return load_wide<T>(some);
 }
 
-// Writes one row of grad_input by put(w, vector of columns from w on). gather(slot, i, v, N) fills N vectors with the gradients of the padded columns of one
-// phase from index i on (see Phases). Columns that no tap reads get zero. `linear` holds a.in + kMargin elements.
+// Writes one row of grad_input by put(w, vector of columns from w on). gather(slot, i, v, N) fills N vectors with the
+// gradients of the padded columns of one phase from index i on (see Phases). Columns that no tap reads get zero.
+// `linear` holds a.in + kMargin elements.
 template <class A, class Put, class Gather>
 inline void emit_row(const Axis& a, const Phases& phases, A* linear, Put&& put, Gather&& gather) {
   constexpr int L = kLanes<A>;

@@ -1,8 +1,8 @@
 // Exponential functions on vectors of floats, without branches: NaN stays NaN, and both infinities have their limits.
 //
 // Method: x = k ln 2 + r with the nearest k, subtracted in two parts as Cody and Waite do (Software Manual for the
-// Elementary Functions, 1980), so that exp(x) = 2^k (1 + p), p = expm1(r) a polynomial on |r| <= ln 2 / 2; expm1 and tanh
-// follow from p without cancellation. Polynomials are our own minimax fits of relative error by Lawson's iteratively
+// Elementary Functions, 1980), so that exp(x) = 2^k (1 + p), p = expm1(r) a polynomial on |r| <= ln 2 / 2; expm1 and
+// tanh follow from p without cancellation. Polynomials are our own minimax fits of relative error by Lawson's iteratively
 // reweighted least squares in float64 (2.4e-10, 7.1e-10 and 2.1e-8), against expm1 and torch.special's erf and erfcx.
 // Largest errors over floats 211 apart, in units of the last place, with and without fused multiply-adds: ELU 0.9,
 // sigmoid 2.3, tanh 2.4; SiLU and GELU 1.5e-7 of the larger of 1 and the result (their tails' relative errors grow with

@@ -141,8 +141,8 @@ inline void transform_output(const TileTarget<T>& target, const Segment& segment
                                              left * rs[3];
   if constexpr (sizeof(T) == sizeof(float)) {
     if (ys[1] == 1 && filters == L && (!residual || rs[1] == 1))
-      return write_filters<F>(sums, stride, sum_step, segment, bias, target.activation, y, ys[2], ys[3], residual, rs[2],
-                              rs[3], rows, cols);
+      return write_filters<F>(sums, stride, sum_step, segment, bias, target.activation, y, ys[2], ys[3], residual,
+                              rs[2], rs[3], rows, cols);
   }
   constexpr int64_t pitch = winograd::kSegmentPixels;
   for (int64_t t = 0; t < segment.count; ++t) {
