@@ -19,8 +19,7 @@ __device__ FASTCONV_NOINLINE A activate_further(Activation activation, A paramet
   if (activation == Activation::elu) return v <= A(0) ? parameter * std::expm1(v) : v;
   if (activation == Activation::tanh) return std::tanh(v);
   if (activation == Activation::sigmoid) return A(1) / (A(1) + std::exp(-v));
-  constexpr A kLowest = -std::numeric_limits<A>::infinity();
-  if (v == kLowest) return A(0);
+  if (v < A(0) && v + v == v) return A(0);  // -infinity
   if (activation == Activation::hardswish) {
     const A shifted = v + A(3), clamped = shifted <= A(0) ? A(0) : shifted >= A(6) ? A(6) : shifted;
     return v * (clamped / A(6));
