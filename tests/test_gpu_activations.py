@@ -1,4 +1,4 @@
-"""Every activation, forward and gradient, and the bias of grad_input, in every CUDA row: the emulator against torch in float64.
+"""Every activation, forward and gradient, and the bias of grad_input, in every CUDA row, against torch in float64.
 
 Random values are judged as everywhere (kernels.py). Then sums that are exact meet the activations' boundaries, NaN and
 infinities: torch's own operators say what comes of them.
