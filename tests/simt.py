@@ -8,6 +8,8 @@ from collections import namedtuple
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 from build_tools import builder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +52,16 @@ def run_row(text, row, addresses, threads=1, prepacked=False, seed=0, eager=Fals
     if result == 2:
         raise Refused(message.value.decode())
     assert result == 0, f"{text} on {row}: {message.value.decode()}"
+
+
+def indices(text, offsets):
+    """Positions in the plane of dense window offsets, as the CUDA kernel makes them; the text says their layout."""
+    found = torch.full_like(offsets, -7, dtype=torch.int64)  # of the offsets' memory format
+    run = library().fastconv_indices
+    run.restype, run.argtypes = ctypes.c_char_p, [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p]
+    said = run(text.encode(), offsets.data_ptr(), found.data_ptr()).decode()
+    assert not said, f"{text}: {said}"
+    return found
 
 
 def atoms(eager=False):

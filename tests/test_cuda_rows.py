@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from kernels import does, rows
+from test_gpu_activations import ACTIVATIONS, DENSE, DEPTHWISE, FROM_OUTPUT, forward_flags, run_all
 from test_conv_real_sizes import problem_texts
 from test_conv_rows import SHAPES, problems
 from test_gpu_rows import REAL, cases, check_if_supported
@@ -57,6 +58,17 @@ def test_any_problem_in_any_layout(text):
         return
     for name in CONV_ROWS:
         assert check_if_supported(text, name, on_gpu, "cuda") or name != "direct"
+
+
+@pytest.mark.parametrize("word", ACTIVATIONS)
+@pytest.mark.parametrize("name", CONV_ROWS)
+def test_activations(name, word):
+    """Forward and gradients, and the bias of grad_input; boundaries, NaN and infinities too."""
+    shapes = DEPTHWISE if name == "depthwise" else DENSE
+    run_all(name, shapes, "fwd", word, forward_flags(word), on_gpu)
+    if word in FROM_OUTPUT:
+        run_all(name, shapes, "grad_input", word, f" bias {word}", on_gpu)
+        run_all(name, shapes, "grad_weight", word, f" bias {word}", on_gpu)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f64", "f16", "bf16"])

@@ -170,10 +170,77 @@ def test_pools_with_every_access_checked(name, dtype):
         "avgpool n1c5h64w60 r64s60 st1 pd0 dl1 f32 {} fwd",
         "avgpool n3c70h7w7 r7s7 st7 pd0 dl1 f32 {} grad_input",
         "avgpool n1c40h35w35 r3s3 st1 pd1 dl1 bf16 {} fwd nopad",
+        "maxpool n1c24h130w200 r1s1 st1 pd0 dl1 f16 {} fwd off8 adaptive p37q31",  # more than a block's shared memory
+        "maxpool n2c16h70w90 r1s1 st1 pd0 dl1 f32 {} grad_input off8 adaptive p7q11",
+        "maxpool n1c5h40w44 r1s1 st1 pd0 dl1 f32 {} fwd off16 adaptive p3q2",
+        "maxpool n1c5h40w44 r1s1 st1 pd0 dl1 f32 {} grad_input off16 adaptive p3q2",
+        "maxpool n1c5h40w44 r1s1 st1 pd0 dl1 bf16 {} gather off32 adaptive p3q2",
+        "avgpool n2c64h13w17 r1s1 st1 pd0 dl1 bf16 {} fwd adaptive p6q5",
+        "avgpool n1c8h150w120 r1s1 st1 pd0 dl1 f32 {} fwd adaptive p4q7",  # threads share a window
+        "avgpool n1c40h21w23 r1s1 st1 pd0 dl1 f16 {} grad_input adaptive p25q4",
+        "lppool n1c24h56w56 r3s3 st2 pd0 dl1 f32 {} fwd ceil norm2",
+        "lppool n1c16h113w131 r2s3 st2 pd0 dl1 bf16 {} fwd norm3",
+        "lppool n2c16h28w30 r3s2 st2 pd0 dl1 f32 {} grad_input ceil norm2",
+        "lppool n2c16h28w30 r3s2 st2 pd0 dl1 f16 {} grad_input norm2.5",
     ],
 )
 def test_real_pools(text, layout):
     pool_kernels.check(text.format(layout), run=emulated)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(["maxpool", "avgpool"]), sizes=st.tuples(*[st.integers(1, 20)] * 4), c=st.integers(1, 17),
+    dtype=st.sampled_from(DTYPES), layout=st.sampled_from(["nchw", "nhwc"]), backward=st.booleans(), seed=st.integers(0, 3),
+)  # fmt: skip
+def test_any_adaptive_window(kind, sizes, c, dtype, layout, backward, seed):
+    h, w, p, q = sizes
+    off = f" off{(8, 16, 32)[seed % 3]}" if kind == "maxpool" and (backward or seed) else ""
+    if off == " off8" and h * w > 255:
+        off = " off16"
+    text = f"{kind} n2c{c}h{h}w{w} r1s1 st1 pd0 dl1 {dtype} {layout} {'grad_input' if backward else 'fwd'}{off}"
+    pool_kernels.check(f"{text} adaptive p{p}q{q}", seed=seed, run=partial(simt.run_row, seed=seed))
+
+
+@pytest.mark.parametrize("norm", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lp_pools_of_zero_and_negative_sums(dtype, norm):
+    for layout in ("nchw", "nhwc"):
+        for pass_ in ("fwd", "grad_input"):
+            text = f"lppool n2c16h9w13 r3s2 st2 pd0 dl1 {dtype} {layout} {pass_} ceil norm{norm}"
+            pool_kernels.check_lp(text, integers=True, run=simt.run_row)
+
+
+@pytest.mark.parametrize("norm", [1, 2, 3, 2.5, -1])
+def test_lp_pools_of_nan_and_infinity(norm):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(1, 4, (1, 8, 9, 12), generator=g).double()
+    dice = torch.rand(x.shape, generator=g)
+    for i, special in enumerate((torch.nan, torch.inf, -torch.inf, 0.0)):
+        x[(dice > 0.03 * i) & (dice < 0.03 * (i + 1))] = special
+    for layout, kind in (("nchw", torch.contiguous_format), ("nhwc", torch.channels_last)):
+        given, y = x.float().contiguous(memory_format=kind), torch.empty(1, 8, 4, 6).contiguous(memory_format=kind)
+        text = f"lppool n1c8h9w12 r2s2 st2 pd0 dl1 f32 {layout} fwd norm{norm}"
+        simt.run_row(text, "lp_pool", {"x": given.data_ptr(), "y": y.data_ptr()})
+        expected = torch.nn.functional.lp_pool2d(x, norm, 2)
+        assert expected.isnan().any() and expected.isfinite().any()
+        torch.testing.assert_close(y, expected.float(), equal_nan=True)
+
+
+@pytest.mark.parametrize("window", ["r3s2 st2x1 pd1 dl1x2 {} {} fwd off{}", "r1s1 st1 pd0 dl1 {} {} fwd off{} adaptive p4q9"])
+def test_indices(window):
+    """The positions that torch's return_indices gives; -1 for none, and for an offset that leads out of the plane."""
+    for bits, dtype in pool_kernels.OFFSETS.items():
+        for layout, kind in (("nchw", torch.contiguous_format), ("nhwc", torch.channels_last)):
+            text = f"maxpool n2c5h7w11 {window.format('f32', layout, bits)}"
+            p = _C.parse_problem(text)
+            x = pool_kernels.special_values((2, 5, 7, 11), torch.float32, torch.Generator().manual_seed(bits))
+            _, offsets = pool_kernels.maxima(x, p)
+            offsets = offsets.view(2, 5, p["p"], p["q"]).clone()
+            offsets[0, 0, 0, :2] = torch.tensor([-1, p["r"] * p["s"]])
+            positions = pool_kernels.positions(offsets.flatten(2), p).view(offsets.shape)
+            stored = offsets.to(dtype).contiguous(memory_format=kind)
+            assert torch.equal(simt.indices(text, stored), torch.where(positions == 7 * 11, -1, positions))
 
 
 @pytest.mark.parametrize("name", CONV_ROWS)

@@ -8,6 +8,7 @@ each with 2 % or more of a kernel's traffic of its kind. What falls short is lis
 
 from functools import partial
 
+import pool_kernels
 import pytest
 import simt
 from kernels import check_conv
@@ -122,3 +123,24 @@ def test_the_inner_loops_of_the_products_have_no_conflicts(layout):
         for pass_ in PASSES:
             reads = counted(kernel, layout, pass_)["shared read"]
             assert all(quality == 1 for quality, _ in reads), reads
+
+
+POOLS = [
+    "avgpool n2c32h14w20 r1s1 st1 pd0 dl1 f32 {} {} adaptive p6q8",
+    "maxpool n2c32h14w20 r1s1 st1 pd0 dl1 f32 {} {} off8 adaptive p6q8",
+    "lppool n2c32h17w33 r3s3 st2 pd0 dl1 f32 {} {} norm2",
+]
+NCHW_GRADIENT = 0.8  # windows over an element: grad_output is read by each of its elements, from the L1 cache
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("pass_", ["fwd", "grad_input"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_adaptive_and_lp_pools_are_coalesced(pool, pass_, layout):
+    with simt.counting() as seen:
+        pool_kernels.check(pool.format(layout, pass_), run=simt.run_row)
+    for name in ("global read", "global write"):
+        accesses = [a for a in seen.accesses if kind(a) == name]
+        quality = sum(a.minimum for a in accesses) / sum(a.units for a in accesses)
+        least = NCHW_GRADIENT if (name, pass_, layout) == ("global read", "grad_input", "nchw") else 0.9
+        assert quality >= least, (name, [(a.minimum / a.units, a.line) for a in accesses])

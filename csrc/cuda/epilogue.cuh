@@ -9,22 +9,24 @@
 
 namespace fastconv::FASTCONV_GPU {
 
-// The activations besides none and relu, by the formulas of torch.nn.functional in floating point: NaN passes, and so
-// does what they make of infinities (silu, gelu and hardswish of -inf are NaN). A function of its own, since a kernel
-// finishes up to 64 sums of a thread, each at its own place in the code.
+// The activations besides none and relu, by the formulas of torch.nn.functional: NaN passes; silu, gelu and hardswish
+// of -inf are 0, their limit, where torch multiplies 0 by infinity. A function of its own, since a kernel finishes up to
+// 64 sums of a thread, each at its own place in the code.
 template <class A>
 __device__ FASTCONV_NOINLINE A activate_further(Activation activation, A parameter, A v) {
   if (activation == Activation::leaky_relu) return v > A(0) ? v : v * parameter;
   if (activation == Activation::relu6) return v <= A(0) ? A(0) : v >= A(6) ? A(6) : v;
+  if (activation == Activation::elu) return v <= A(0) ? parameter * std::expm1(v) : v;
+  if (activation == Activation::tanh) return std::tanh(v);
+  if (activation == Activation::sigmoid) return A(1) / (A(1) + std::exp(-v));
+  if (v < A(0) && v + v == v) return A(0);  // -infinity
   if (activation == Activation::hardswish) {
     const A shifted = v + A(3), clamped = shifted <= A(0) ? A(0) : shifted >= A(6) ? A(6) : shifted;
     return v * (clamped / A(6));
   }
-  if (activation == Activation::elu) return v <= A(0) ? parameter * std::expm1(v) : v;
-  if (activation == Activation::tanh) return std::tanh(v);
-  if (activation == Activation::gelu) return A(0.5) * v * (A(1) + std::erf(v * A(0.70710678118654752440)));  // sqrt(1/2)
-  const A bounded = A(1) + std::exp(-v);
-  return activation == Activation::silu ? v / bounded : A(1) / bounded;
+  constexpr A kRootOfHalf = A(0.70710678118654752440);
+  if (activation == Activation::gelu) return A(0.5) * v * (A(1) + std::erf(v * kRootOfHalf));
+  return v / (A(1) + std::exp(-v));  // silu
 }
 
 template <class A>
@@ -74,7 +76,8 @@ struct Epilogue {
         parameter(static_cast<Compute<T>>(p.activation_parameter.value())),
         activation(p.pass == Pass::forward ? p.activation : Activation::none) {}
 
-  // k: the filter (grad_input: the channel) among all groups'; `at`: the residual's offset (residual_strides.at(n, k, p, q)), used if there is one.
+  // k: the filter (grad_input: the channel) among all groups'; `at`: the residual's offset (residual_strides.at(n, k, p,
+  // q)), used if there is one.
   __device__ __forceinline__ T finish(Compute<T> sum, Index k, Index at) const {
     if (bias) sum += widen(bias[k]);
     if (residual) sum += widen(residual[at]);

@@ -102,7 +102,7 @@ Status unfold(const ConvProblem& p, const ColumnShape& g, const Part& part, cons
                   dim3{static_cast<unsigned>(div_up(g.pixels, kColumnThreads)),
                        static_cast<unsigned>(div_up(g.depth, kColumnSteps)), groups},
                   threads, 0, stream, g, from, to);
-  constexpr int kWide = 16 / sizeof(T);
+  constexpr int kWide = sizeof(T) < 8 ? 16 / sizeof(T) : 1;  // a warp's 8-byte accesses are whole cache lines
   const bool wide = g.matrix.channels_last && g.x.c == 1 && is_aligned(from, 16) &&
                     is_multiple({g.channels, g.x.n, g.x.h, g.x.w}, kWide);
   const int64_t vectors = g.depth / (wide ? kWide : 1);
@@ -190,8 +190,8 @@ Status run_grad_input(const ConvPlan& plan, const ConvOperands& o, void* workspa
     const int64_t values = part.images * p.c * p.h * p.w;
     return launch("im2col fold", fold<T>, dim3{static_cast<unsigned>(div_up(values, kColumnThreads)), 1, 1},
                   dim3{kColumnThreads, 1, 1}, 0, stream, shape, static_cast<const Compute<T>*>(workspace),
-                  Epilogue<T, int32_t>(p, o).bias, static_cast<T*>(o.x) + part.first_image * p.x_strides[0], Divider<int32_t>(p.stride_h),
-                  Divider<int32_t>(p.stride_w), Divider<int32_t>(p.h), Divider<int32_t>(p.w), Divider<int32_t>(p.c),
+                  Epilogue<T, int32_t>(p, o).bias, static_cast<T*>(o.x) + part.first_image * p.x_strides[0],
+                  Divider<int32_t>(p.stride_h), Divider<int32_t>(p.stride_w), Divider<int32_t>(p.h), Divider<int32_t>(p.w), Divider<int32_t>(p.c),
                   static_cast<int>(values));
   });
 }

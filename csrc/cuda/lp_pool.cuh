@@ -1,9 +1,9 @@
 // LP-pooling's own part: y = (r * s / count * sum of x^norm over the window)^(1 / norm), count its elements inside the
-// input, as torch.nn.functional.lp_pool2d computes it (x.pow(norm) without absolute values, so that odd norms of negative
-// sums are NaN), but with all steps in Compute<T> and no division where a window is whole.
+// input, as torch.nn.functional.lp_pool2d computes it (x.pow(norm) without absolute values, so that odd norms of
+// negative sums are NaN), but with all steps in Compute<T> and no division where a window is whole.
 //
-// Forward: see pool_forward.cuh. Gradient: see pool_gradient.cuh; it reads grad_output, x and y, three times the bytes of
-// an average's. Norms 1, 2 and 3 take products and a root; others a power for each element of each window, some 60
+// Forward: see pool_forward.cuh. Gradient: see pool_gradient.cuh; it reads x and y besides, twice the bytes of an
+// average's. Norms 1, 2 and 3 take products and a root; others a power for each element of each window, some 60
 // instructions, which bound them.
 #pragma once
 
@@ -36,6 +36,7 @@ struct LpNorm {
     return power(x, norm);
   }
   __device__ __forceinline__ A root(A sum) const {
+    sum += A(0);  // -0 is 0 in torch, and its root may be infinite
     if (whole == 1) return sum;
     if (whole == 2) return std::sqrt(sum);
     return power(sum, inverse);

@@ -64,7 +64,8 @@ inline void plan_pool_gradient(const PoolProblem& p, PoolPlan& plan) {
   const int64_t vector = 16 / size_of(p.dtype);
   PoolPath path = PoolPath::any;
   int64_t threads = p.n * p.c * p.h * p.w;
-  if (small && p.dtype != DType::f64 && threads > 0 && p.offset_bytes <= 1 && has_channel_vectors(p.x_sizes(), p.x_strides, vector) &&
+  if (small && p.dtype != DType::f64 && threads > 0 && p.offset_bytes <= 1 &&
+      has_channel_vectors(p.x_sizes(), p.x_strides, vector) &&
       has_channel_vectors(p.y_sizes(), p.y_strides, vector) &&
       (!p.offset_bytes || has_channel_vectors(p.y_sizes(), p.offset_strides, vector))) {
     path = PoolPath::channels;

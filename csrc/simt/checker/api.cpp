@@ -121,6 +121,23 @@ FASTCONV_API int fastconv_run(const char* problem, const char* row, void* const*
   return result;
 }
 
+// Positions in the plane of max-pooling's window offsets, for tests of pool_indices; the message, "" if all is well.
+FASTCONV_API const char* fastconv_indices(const char* problem, const void* offsets, int64_t* indices) {
+  using namespace fastconv;
+  static std::string said;
+  try {
+    const PoolProblem p = parse_pool(problem);
+    const int64_t outputs = p.n * p.c * p.p * p.q;
+    simt::register_buffer(offsets, outputs * p.offset_bytes, "offsets", true, p.offset_bytes);
+    simt::register_buffer(indices, outputs * 8, "indices", false, 4);
+    said = simulated::pool_indices(p, offsets, indices, nullptr).reason();
+  } catch (const std::exception& error) {
+    said = error.what();
+  }
+  simt::forget_buffers();
+  return said.c_str();
+}
+
 FASTCONV_API void fastconv_count(int on) { fastconv::simt::count_traffic(on != 0); }
 
 // Lines of "access <offset> <shared> <write> <bytes of a lane> <requests> <lanes> <distinct bytes> <units> <minimum>" and
