@@ -133,9 +133,88 @@ AVG = {name: case for name, case in MAX.items() if name not in MAX_ONLY} | {
     "avg divisor float": ((X4(), 2), dict(divisor_override=2.0)),
 }
 
+TRANSPOSED = {
+    "input 5d": ((X(1, 3, 1, 8, 8), W4()), {}),
+    "input 2d": ((X(3, 8), X(3, 6, 3, 3)), {}),
+    "weight 3d": ((X(2, 6, 8, 8), X(6, 3, 3)), {}),
+    "in ch mismatch": ((X4(), W4()), {}),
+    "in ch mismatch empty batch": ((X(0, 4, 8, 8), W4()), {}),
+    "groups not div in": ((X(2, 5, 8, 8), X(5, 3, 3, 3)), dict(groups=2)),
+    "groups 0": ((X(2, 6, 8, 8), W4()), dict(groups=0)),
+    "bias size": ((X(2, 6, 8, 8), W4(), X(5)), {}),
+    "bias 2d": ((X(2, 6, 8, 8), W4(), X(3, 1)), {}),
+    "neg pad": ((X(2, 6, 8, 8), W4()), dict(padding=-1)),
+    "stride 0": ((X(2, 6, 8, 8), W4()), dict(stride=0)),
+    "stride neg": ((X(2, 6, 8, 8), W4()), dict(stride=-1)),
+    "dilation 0": ((X(2, 6, 8, 8), W4()), dict(dilation=0)),
+    "output_padding 1": ((X(2, 6, 8, 8), W4()), dict(output_padding=1)),
+    "output_padding neg": ((X(2, 6, 8, 8), W4()), dict(output_padding=-1, stride=2)),
+    "output_padding below dilation": ((X(2, 6, 8, 8), W4()), dict(output_padding=1, dilation=2)),
+    "output_padding 3 list": ((X(2, 6, 8, 8), W4()), dict(output_padding=[1, 1, 1], stride=2)),
+    "stride 3 list": ((X(2, 6, 8, 8), W4()), dict(stride=[1, 1, 1])),
+    "too small": ((X(2, 6, 1, 1), W4()), dict(padding=2)),
+    "padding same": ((X(2, 6, 8, 8), W4()), dict(padding="same")),
+    "float stride": ((X(2, 6, 8, 8), W4()), dict(stride=1.0)),
+    "stride bool": ((X(2, 6, 8, 8), W4()), dict(stride=True)),
+    "empty batch": ((X(0, 6, 8, 8), W4(), X(3)), {}),
+    "zero in ch": ((X(2, 0, 8, 8), X(0, 3, 3, 3)), {}),
+    "zero out ch": ((X(2, 6, 8, 8), X(6, 0, 3, 3)), {}),
+    "zero spatial": ((X(2, 6, 0, 8), W4()), {}),
+    "zero kernel": ((X(2, 6, 8, 8), X(6, 3, 0, 3)), {}),
+    "int32": ((X(2, 6, 8, 8, dtype=torch.int32), W4(dtype=torch.int32)), {}),
+    "int64": ((X(2, 6, 8, 8, dtype=torch.int64), W4(dtype=torch.int64)), {}),
+    "bool": ((X(2, 6, 8, 8, dtype=torch.bool), W4(dtype=torch.bool)), {}),
+    "mixed": ((X(2, 6, 8, 8), W4(dtype=torch.double)), {}),
+    "None weight": ((X(2, 6, 8, 8), None), {}),
+    "numpy": ((numpy.zeros((2, 6, 8, 8), numpy.float32), W4()), {}),
+    "unbatched": ((X(6, 8, 8), W4()), dict(stride=2)),
+}
+
+ADAPTIVE = {
+    "2d in": ((X(8, 8), 2), {}),
+    "5d in": ((X(1, 1, 3, 8, 8), 2), {}),
+    "3 list": ((X4(), [2, 2, 2]), {}),
+    "4 list": ((X4(), [2, 2, 2, 2]), {}),
+    "1 list": ((X4(), [2]), {}),
+    "empty list": ((X4(), []), {}),
+    "None": ((X4(), None), {}),
+    "None, 3": ((X4(), (None, 3)), {}),
+    "neg": ((X4(), -1), {}),
+    "0": ((X4(), 0), {}),
+    "float": ((X4(), 2.0), {}),
+    "str": ((X4(), "2"), {}),
+    "huge": ((X4(), 2**62), {}),
+    "zero channels": ((X(2, 0, 8, 8), 2), {}),
+    "zero batch": ((X(0, 3, 8, 8), 2), {}),
+    "zero spatial": ((X(2, 3, 0, 8), 2), {}),
+    "int64": ((X4(dtype=torch.int64), 2), {}),
+    "uint8": ((X4(dtype=torch.uint8), 3), {}),
+    "bool": ((X4(dtype=torch.bool), 2), {}),
+    "complex": ((X4(dtype=torch.complex64), 2), {}),
+    "half": ((X4(dtype=torch.half), 4), {}),
+    "unbatched": ((X(3, 8, 8), 4), {}),
+    "numpy": ((numpy.zeros((2, 3, 8, 8), numpy.float32), 2), {}),
+}
+
+LP = {
+    name: ((args[0], 2, *args[1:]), kwargs)
+    for name, (args, kwargs) in MAX.items()
+    if not kwargs.keys() & {"padding", "dilation", "return_indices"} and "max" not in name and name not in ("int64", "bool")
+} | {
+    "norm 0": ((X4(), 0, 2), {}),
+    "norm 0 and a bad window": ((X4(), 0, 9), {}),
+    "norm inf": ((X4(), float("inf"), 2), {}),
+    "norm str": ((X4(), "2", 2), {}),
+    "norm None": ((X4(), None, 2), {}),
+}
+
 CASES = [
     pytest.param(function, *case, id=f"{function}: {name}")
-    for function, cases in (("conv2d", CONV), ("max_pool2d", MAX), ("avg_pool2d", AVG))
+    for function, cases in (  # fmt: skip
+        ("conv2d", CONV), ("max_pool2d", MAX), ("avg_pool2d", AVG),
+        ("conv_transpose2d", TRANSPOSED), ("adaptive_avg_pool2d", ADAPTIVE), ("adaptive_max_pool2d", ADAPTIVE),
+        ("lp_pool2d", LP),
+    )
     for name, case in cases.items()
 ]
 
