@@ -316,7 +316,27 @@ VALID = {
     "max_pool2d_indices": dict(offsets=OFFSETS, input_size=[2, 3, 8, 8], **MAX_CONF),
     "avg_pool2d": dict(input=X4(), **AVG_CONF),
     "avg_pool2d_backward": dict(grad_output=X(2, 3, 4, 4), input_size=[2, 3, 8, 8], **AVG_CONF),
-}
+    "conv_transpose2d": dict(
+        input=X(2, 6, 6, 6), weight=W4(), bias=None, stride=[1, 1], padding=[0, 0], output_padding=[0, 0], groups=1,
+        dilation=[1, 1], algorithm="auto", accuracy="torch",
+    ),
+    "adaptive_max_pool2d": dict(input=X4(), output_size=[3, 4]),
+    "adaptive_max_pool2d_values": dict(input=X4(), output_size=[3, 4]),
+    "adaptive_max_pool2d_backward": dict(
+        grad_output=X(2, 3, 3, 4), offsets=OFFSETS[:, :, :3], input_size=[2, 3, 8, 8], output_size=[3, 4]
+    ),
+    "adaptive_max_pool2d_gather": dict(input=X4(), offsets=OFFSETS[:, :, :3], output_size=[3, 4]),
+    "adaptive_max_pool2d_indices": dict(offsets=OFFSETS[:, :, :3], input_size=[2, 3, 8, 8], output_size=[3, 4]),
+    "adaptive_avg_pool2d": dict(input=X4(), output_size=[3, 4]),
+    "adaptive_avg_pool2d_backward": dict(
+        grad_output=X(2, 3, 3, 4), input_size=[2, 3, 8, 8], output_size=[3, 4]
+    ),
+    "lp_pool2d": dict(input=X4(), norm_type=2.0, kernel_size=[2, 2], stride=[2, 2], ceil_mode=False),
+    "lp_pool2d_backward": dict(
+        grad_output=X(2, 3, 4, 4), input=X4(), output=X(2, 3, 4, 4), norm_type=2.0, kernel_size=[2, 2], stride=[2, 2],
+        ceil_mode=False,
+    ),
+}  # fmt: skip
 
 BAD_LISTS = [[], [1], [1, 1, 1], [0, 1], [1, -1], [HUGE, HUGE], [-HUGE, 1], [2**63 - 1, 2**63 - 1]]
 BAD_PADDINGS = [[], [0], [0, 0], [-1, 0, 0, 0], [0, 0, 0, -HUGE], [HUGE] * 4, [2**63 - 1] * 4]
@@ -329,6 +349,10 @@ OTHER_KINDS = [X4(dtype=torch.double), X4(dtype=torch.bool), X4(dtype=torch.comp
 
 
 def bad_values(operator, argument):
+    if operator == "conv_transpose2d":
+        return bad_transposed(argument)
+    if operator.startswith(("adaptive", "lp")):
+        return bad_new_pool(operator, argument)
     conv = operator.startswith("conv2d")
     if argument in ("input", "grad_output"):
         other_channels = [X(2, 4, 8, 8)] if argument == "grad_output" or conv else []  # a pool takes any number
@@ -355,6 +379,41 @@ def bad_values(operator, argument):
         return ["", "nosuch", "\0"]
     if argument == "divisor_override":
         return [0]
+    return []
+
+
+def bad_transposed(argument):
+    if argument in ("input", "weight"):
+        bad = [X(8), X(3, 8, 8), X(1, 2, 3, 8, 8), X(), X(2, 6, 0, 8), X(2, 5, 6, 6)]
+        return [*bad, *(t for t in OTHER_KINDS[1:]), X(2, 6, 6, 6, dtype=torch.double)]
+    if argument == "bias":
+        return [X(5), X(3, 1), X(), X(3, dtype=torch.double)]
+    if argument in ("stride", "dilation"):
+        return BAD_LISTS
+    if argument == "padding":
+        return [[], [0], [0] * 3, [-1, 0], [9, 0], [HUGE, HUGE], [2**63 - 1] * 2]
+    if argument == "output_padding":
+        return [[], [0], [0] * 3, [-1, 0], [1, 0], [0, HUGE], [2**63 - 1] * 2]
+    if argument == "groups":
+        return [0, -1, 4, HUGE, -HUGE]
+    return ["", "nosuch", "\0"]
+
+
+def bad_new_pool(operator, argument):
+    if argument in ("input", "grad_output", "output"):
+        other = [X(2, 4, 8, 8)] if operator == "lp_pool2d_backward" or argument == "grad_output" else []
+        bad = [X(8), X(3, 8, 8), X(1, 2, 3, 8, 8), X(), X(2, 3, 0, 8), *other]
+        return [*bad, X4(dtype=torch.int64), X4(dtype=torch.bool), X4(dtype=torch.complex64), X4().to_sparse()]
+    if argument == "offsets":
+        return [OFFSETS[0], OFFSETS[:1, :, :3], OFFSETS, OFFSETS[:, :, :3].to(torch.int16), OFFSETS[:, :, :3].to(torch.int64)]
+    if argument == "input_size":
+        return [size for size in BAD_SIZES if size != [2, 3, 8, 9] and not (size == [2, 4, 8, 8] and "indices" in operator)]
+    if argument == "output_size":
+        return [[], [3], [3, 4, 1], [-1, 4], [HUGE, HUGE], [3, -HUGE], [2**63 - 1] * 2]
+    if argument == "norm_type":
+        return [0.0, float("nan"), float("inf"), -float("inf")]
+    if argument in ("kernel_size", "stride"):
+        return [*BAD_LISTS, [9, 9], [2**31, 2**31]] if argument == "kernel_size" else BAD_LISTS
     return []
 
 
