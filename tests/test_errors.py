@@ -478,6 +478,33 @@ def test_offsets_of_any_content_stay_inside(kernel, stride, dtype, channels_last
     assert torch.equal(torch.where(indices < 0, 0, plane), gathered)
 
 
+@pytest.mark.parametrize(
+    "size, windows, dtype", [((17, 13), (3, 4), torch.uint8), ((65, 50), (2, 2), torch.int16), ((520, 300), (1, 2), torch.int32)]
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_offsets_of_any_content_stay_inside_adaptive_pools(size, windows, dtype, channels_last):
+    h, w = size
+    around = torch.full((3, 4, h + 8, w + 8), float("nan"))
+    if channels_last:
+        around = around.contiguous(memory_format=torch.channels_last)
+    x = around[1:2, 1:3, 4:-4, 4:-4]
+    x.copy_(torch.arange(1.0, x.numel() + 1).view(x.shape))
+    y, right = OPS.adaptive_max_pool2d(x, windows)
+    assert right.dtype is dtype
+    bits = 8 * right.element_size()
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), y.shape, generator=generator)
+    offsets = values.to(dtype if dtype is not torch.uint8 else torch.int8).view(dtype)
+    gathered = OPS.adaptive_max_pool2d_gather(x, offsets, windows)
+    assert not gathered.isnan().any()
+    back = OPS.adaptive_max_pool2d_backward(torch.ones_like(y), offsets, x.shape, windows)
+    assert back.min() >= 0 and back.sum() == (gathered != 0).sum()
+    indices = OPS.adaptive_max_pool2d_indices(offsets, x.shape, windows)
+    assert indices.min() >= -1 and indices.max() < h * w
+    plane = x.reshape(1, 2, -1).gather(2, indices.clamp(min=0).flatten(2)).view(y.shape)
+    assert torch.equal(torch.where(indices < 0, 0, plane), gathered)
+
+
 # --- no extension --------------------------------------------------------------------------------------------
 
 
