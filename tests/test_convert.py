@@ -151,14 +151,17 @@ def test_functional_relu_leaves_the_users_class():
 def test_a_shared_relu_module_is_taken_out_where_it_follows_a_convolution():
     model = convert(make("resnet"))
     for block in model.layers:
-        assert isinstance(block, BasicBlock) and type(block.relu) is nn.ReLU
-        assert inspect.getsource(type(block).forward).count("relu(") == 1
+        assert isinstance(block, BasicBlock) and isinstance(block.relu, FusedActivation)
+        assert inspect.getsource(type(block).forward).count("relu(") == 1  # the other one followed the sum
         assert isinstance(block.conv1, ConvBatchNorm2d) and isinstance(block.bn1, FoldedBatchNorm2d)
     assert type(model) is ResNet
 
 
 def test_relu_modules_of_their_own_leave_forward_alone():
     model = convert(make("resnet, two relus"))
+    for block in model.layers:
+        assert isinstance(block.relu, nn.Identity) and "relu2" not in inspect.getsource(type(block).forward)
+    model = convert(make("resnet, two relus"), exclude="*.relu2")
     for block in model.layers:
         assert type(block) is TwoReLUBlock and isinstance(block.relu, nn.Identity) and type(block.relu2) is nn.ReLU
 
