@@ -182,13 +182,11 @@ def test_adaptive_windows_are_torchs():
 @pytest.mark.parametrize("row", rows("pool"), ids=lambda row: row["name"])
 def test_thread_counts_give_the_same_bits(row, layout):
     """Large enough for every task split, units and bands of rows."""
-    offsets = " off16" if row["name"] == "max_pool" else ""
     for head, flags in cases_of(row["name"], "n1c3h211w307 r3s3 st2 pd1 dl1", "n2c37h61w53 r2s2 st1 pd1 dl1"):
         for pass_ in row["passes"]:
             word = {"forward": "fwd"}.get(pass_, pass_)
-            if offsets and "adaptive" not in flags:
-                offsets = " off8"
-            text = f"{head} f32 {layout} {word}{offsets}{flags}"
+            bits = "" if row["name"] != "max_pool" else " off16" if "adaptive" in flags else " off8"
+            text = f"{head} f32 {layout} {word}{bits}{flags}"
             p = _C.parse_problem(text)
             x_sizes, y_sizes = sizes_of(p)
             g = torch.Generator().manual_seed(0)
@@ -307,8 +305,8 @@ def test_refusals_are_in_words():
         ("lppool n2c5h9w11 r3s3 st2 pd0 dl1 f32 nchw grad_input norm3", ("norm3", "norm2.9999")),
         ("avgpool n2c5h9w11 r1s1 st1 pd0 dl1 f32 nchw fwd adaptive p8q7",
          ("r1s1 st1 pd0 dl1 f32 nchw fwd adaptive p8q7", "r2s5 st1 pd0 dl1 f32 nchw fwd")),
-        ("maxpool n2c5h9w11 r1s1 st1 pd0 dl1 f32 nchw fwd off8 adaptive p8q10",
-         ("r1s1 st1 pd0 dl1 f32 nchw fwd off8 adaptive p8q10", "r2s2 st1 pd0 dl1 f32 nchw fwd off8")),
+        ("maxpool n2c5h9w11 r1s1 st1 pd0 dl1 f32 nchw fwd off8 adaptive p7q10",
+         ("r1s1 st1 pd0 dl1 f32 nchw fwd off8 adaptive p7q10", "r3s2 st1 pd0 dl1 f32 nchw fwd off8")),
     ],
 )  # fmt: skip
 def test_a_planted_bug_is_seen(text, planted):
