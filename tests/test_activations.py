@@ -10,7 +10,10 @@ from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 import fastconv
 import fastconv.functional as FF
 from test_autograd import saved_bytes
-from test_functional import assert_as_accurate
+from test_functional import (
+    as_exact_as_torch,  # noqa: F401 (a fixture)
+    assert_as_accurate,
+)
 
 OPS = torch.ops.fastconv
 
