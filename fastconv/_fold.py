@@ -86,14 +86,17 @@ class ConvBatchNorm2d(Conv2d):
     registered a second time: names and state_dict stay as they were.
     """
 
-    def _conv_forward(self, input, weight, bias):
+    def forward(self, input, residual=None):
+        return self._conv_forward(input, self.weight, self.bias, residual)
+
+    def _conv_forward(self, input, weight, bias, residual=None):
         batch_norm = self._fastconv_norm[0]
         if not folds(batch_norm):
             if not torch.compiler.is_compiling():
                 forget(self)  # in training its memory is better used
             return self._convolve(input, weight, bias, None)
         weight, bias = _kept_or_folded(self, weight, bias, batch_norm)
-        return self._convolve(input, weight, bias, batch_norm._fastconv_activation)
+        return self._convolve(input, weight, bias, batch_norm._fastconv_activation, residual)
 
     def extra_repr(self):
         word = self._fastconv_norm[0]._fastconv_activation
@@ -103,16 +106,20 @@ class ConvBatchNorm2d(Conv2d):
 class FoldedBatchNorm2d(torch.nn.BatchNorm2d):
     """The BatchNorm of a conv -> BatchNorm2d pair: the identity in eval mode, where its convolution has done the work.
 
-    In train mode, or without running statistics, it is torch's, followed by the activation that the pair absorbed.
+    In train mode, or without running statistics, it is torch's, followed by the residual and the activation that the
+    pair absorbed.
     """
 
     _fastconv_activation = None
 
-    def forward(self, input):
+    def forward(self, input, residual=None):
         if folds(self):
             self._check_input_dim(input)
             return input
         output = super().forward(input)
+        if residual is not None:
+            same = output.shape == residual.shape and output.dtype == residual.dtype
+            output = output.add_(residual) if same else output + residual
         return output if self._fastconv_activation is None else apply(self._fastconv_activation, output, inplace=True)
 
     def extra_repr(self):

@@ -7,6 +7,7 @@ other module there is `unknown`: it may be called by code that nobody saw, so no
 """
 
 import copy
+import operator
 from collections import defaultdict, deque
 
 import torch
@@ -82,6 +83,11 @@ class Calls:
         users = list(call.node.users)
         return self.of_node.get(users[0]) if len(users) == 1 else None
 
+    def sum_after(self, call):
+        """The Call that adds another tensor and is the only user of `call`'s output, or None."""
+        found = self.follower(call)
+        return found if found and is_sum_of(found.node, call.node) else None
+
     def activation_after(self, call):
         """The activation that all see `call` through: its only user, or an in-place one before all others."""
         users = list(call.node.users)  # in the order of execution
@@ -89,6 +95,16 @@ class Calls:
         if first is None or activation_of(first) is None:
             return None
         return first if len(users) == 1 or is_inplace(first) else None
+
+
+def is_sum_of(node, term):
+    """Does `node` add another tensor to `term`, without changing that other one?"""
+    if node.op != "call_function" or node.target not in (operator.add, operator.iadd, torch.add) or node.kwargs:
+        return False
+    terms = node.args
+    if len(terms) != 2 or not all(isinstance(t, torch.fx.Node) for t in terms) or terms[0] is terms[1]:
+        return False
+    return terms[0] is term or (terms[1] is term and node.target is not operator.iadd)
 
 
 def activation_of(call):

@@ -59,7 +59,8 @@ def conv2d(
         activation: None, or one word: 'relu', 'leaky_relu', 'relu6', 'elu', 'sigmoid', 'tanh', 'silu', 'gelu',
             'hardswish', computed as torch.nn.functional does; 'leaky_relu:0.2' has another slope than 0.01, 'elu:0.5'
             another alpha than 1 (finite, at least 0). Backward reads the output only and saves nothing more. For silu,
-            gelu and hardswish it reads their input: where a gradient is wanted, they run apart, as in torch.
+            gelu and hardswish it reads their input: where a gradient is wanted, they run apart, as in torch; where not,
+            an infinity gives the limit, and not torch's NaN.
         algorithm: "auto", or the name of a row of the algorithm table, for this call and its backward; it wins over
             `fastconv.algorithm(...)`.
 
@@ -339,7 +340,7 @@ def _adaptive_avg_pool2d(input, output_size):
 
 def _lp_pool2d(input, norm_type, kernel_size, stride, ceil_mode):
     if not isinstance(norm_type, (int, float)):
-        raise TypeError(f"fastconv: norm_type must be a number, but got {type(norm_type).__name__}")
+        raise TypeError(f"norm_type must be a number, but got {type(norm_type).__name__}")
     if isinstance(kernel_size, (tuple, list)) and len(kernel_size) != 2:
         raise ValueError(f"expected kernel_size to be an integer or a list of 2, but got {kernel_size}")
     if norm_type in (float("inf"), -float("inf")):

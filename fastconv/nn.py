@@ -88,9 +88,13 @@ class Conv2d(torch.nn.Conv2d):
     def _conv_forward(self, input, weight, bias):
         return self._convolve(input, weight, bias, self._activation)
 
-    def _convolve(self, input, weight, bias, activation):
+    def _convolve(self, input, weight, bias, activation, residual=None):
+        if residual is not None and not self._fits(input, residual):
+            output = self._convolve(input, weight, bias, None) + residual
+            return activations.apply(activation, output)
         if use_torch("conv", self._fastconv_fallback, input):
             output = super()._conv_forward(input, weight, bias)
+            output = output if residual is None else output + residual
             return output if activation is None else activations.apply(activation, output)
         padding = self.padding
         if self.padding_mode != "zeros":
@@ -105,8 +109,24 @@ class Conv2d(torch.nn.Conv2d):
             self.dilation,
             self.groups,
             activation=activation,
+            residual=residual,
             algorithm=self.algorithm,
         )
+
+    def _fits(self, input, residual):
+        """Has the residual the output's very size and dtype? Sums of others are torch's business."""
+        device = input.device.type
+        autocast = torch.is_autocast_enabled(device) and input.dtype is not torch.float64
+        dtype = torch.get_autocast_dtype(device) if autocast else input.dtype
+        if residual.dtype is not dtype or input.dim() != residual.dim() or isinstance(self.padding, str):
+            return False
+        sizes = [
+            (input.shape[i - 2] + 2 * self.padding[i] - self.dilation[i] * (self.kernel_size[i] - 1) - 1)
+            // self.stride[i]
+            + 1
+            for i in (0, 1)
+        ]
+        return residual.shape == (*input.shape[:-3], self.out_channels, *sizes)
 
     def extra_repr(self):
         return _with_algorithm(self, super().extra_repr())

@@ -26,21 +26,39 @@ AVG = dict(
 )
 
 
+def gy_like(y, wanted):
+    return torch.randn_like(y).requires_grad_(wanted)
+
+
 def conv_samples(last, wanted):
     format = torch.channels_last if last else torch.contiguous_format
-    for activation in ("none", "relu"):
+    for activation in ("none", "relu", "leaky_relu:0.2", "tanh", "gelu"):
         conf = dict(CONV, activation=activation)
         x, w = randn(2, 4, 5, 4).contiguous(memory_format=format), randn(4, 2, 3, 2)
         b, residual = randn(4), randn(2, 4, 3, 4)
         y = OPS.conv2d(x, w, b, None, **conf)
         gy = randn(*y.shape).contiguous(memory_format=format)
-        output = y if activation == "relu" else None
+        output = None if activation == "none" else y.detach()
+        output = output if output is None else output.requires_grad_(wanted and activation == "tanh")
         x, w, b, gy, residual = (t.requires_grad_(wanted) for t in (x, w, b, gy, residual))
         yield "conv2d", (x, w, b, residual), conf
         yield "conv2d", (x, w, None, None), conf
+        if activation == "gelu":  # its gradient does not follow from the output
+            continue
         yield "conv2d_grad_input", (gy, w, output), dict(conf, input_size=list(x.shape))
         for bias in (False, True):
             yield "conv2d_grad_weight", (x, gy, output), dict(conf, weight_size=list(w.shape), bias=bias)
+
+
+def transposed_samples(last, wanted):
+    format = torch.channels_last if last else torch.contiguous_format
+    x, w = randn(2, 4, 3, 4).contiguous(memory_format=format), randn(4, 3, 3, 2)
+    x, w, b = (t.requires_grad_(wanted) for t in (x, w, randn(6)))
+    for stride, output_padding in (([2, 1], [1, 0]), ([1, 1], [2, 1])):
+        conf = dict(stride=stride, padding=[1, 0], output_padding=output_padding, groups=2, dilation=[3, 2])
+        conf.update(algorithm="auto", accuracy="torch")
+        yield "conv_transpose2d", (x, w, b), conf
+        yield "conv_transpose2d", (x, w, None), conf
 
 
 def pool_samples(last, wanted):
@@ -58,13 +76,29 @@ def pool_samples(last, wanted):
     yield "max_pool2d_indices", (offsets,), dict(MAX, input_size=size)
     yield "avg_pool2d", (x,), AVG
     yield "avg_pool2d_backward", (average,), dict(AVG, input_size=size)
+    for windows in ([3, 2], [2, 5]):
+        z = x.detach().requires_grad_(wanted)
+        y, offsets = OPS.adaptive_max_pool2d(z.detach(), windows)
+        gy = torch.randn_like(y).requires_grad_(wanted)
+        yield "adaptive_max_pool2d", (z, windows), {}
+        yield "adaptive_max_pool2d_values", (z, windows), {}
+        yield "adaptive_max_pool2d_backward", (gy, offsets, size, windows), {}
+        yield "adaptive_max_pool2d_gather", (z, offsets, windows), {}
+        yield "adaptive_max_pool2d_indices", (offsets, size, windows), {}
+        yield "adaptive_avg_pool2d", (z, windows), {}
+        yield "adaptive_avg_pool2d_backward", (gy, size, windows), {}
+    z = (x.detach().abs() + 0.5).requires_grad_(wanted)
+    conf = dict(norm_type=3.0, kernel_size=[3, 2], stride=[2, 1], ceil_mode=True)
+    y = OPS.lp_pool2d(z.detach(), **conf)
+    yield "lp_pool2d", (z,), conf
+    yield "lp_pool2d_backward", (gy_like(y, wanted), z, y.clone().requires_grad_(wanted)), conf
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("wanted", [False, True], ids=["values", "gradients"])
 @pytest.mark.parametrize("operator", fastconv.ops.OPERATORS)
 def test_opcheck(operator, wanted, last):
-    samples = [s for s in (*conv_samples(last, wanted), *pool_samples(last, wanted)) if s[0] == operator]
+    samples = [s for s in (*conv_samples(last, wanted), *transposed_samples(last, wanted), *pool_samples(last, wanted)) if s[0] == operator]
     assert samples
     for _, args, kwargs in samples:
         torch.library.opcheck(getattr(OPS, operator).default, args, kwargs)

@@ -10,7 +10,11 @@ import fastconv
 import fastconv.functional as FF
 from fastconv import nn as fnn
 from test_compile import count_flops
-from test_functional import assert_as_accurate, views
+from test_functional import (
+    as_exact_as_torch,  # noqa: F401 (a fixture)
+    assert_as_accurate,
+    views,
+)
 
 OPS = torch.ops.fastconv
 

@@ -232,5 +232,5 @@ def test_report_is_a_table_in_the_models_order():
     lines = conversion_report(convert(make("vgg_bn"))).splitlines()
     assert lines[0].split() == ["layer", "was", "is", "note"] and set(lines[1]) == {"-", " "}
     names = [line.split()[0] for line in lines[2:]]
-    assert names == ["0.0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "0.10"]
+    assert names == ["0.0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "0.10", "1"]
     assert "folds '0.1' and ReLU in eval mode" in lines[2]

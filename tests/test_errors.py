@@ -133,9 +133,88 @@ AVG = {name: case for name, case in MAX.items() if name not in MAX_ONLY} | {
     "avg divisor float": ((X4(), 2), dict(divisor_override=2.0)),
 }
 
+TRANSPOSED = {
+    "input 5d": ((X(1, 3, 1, 8, 8), W4()), {}),
+    "input 2d": ((X(3, 8), X(3, 6, 3, 3)), {}),
+    "weight 3d": ((X(2, 6, 8, 8), X(6, 3, 3)), {}),
+    "in ch mismatch": ((X4(), W4()), {}),
+    "in ch mismatch empty batch": ((X(0, 4, 8, 8), W4()), {}),
+    "groups not div in": ((X(2, 5, 8, 8), X(5, 3, 3, 3)), dict(groups=2)),
+    "groups 0": ((X(2, 6, 8, 8), W4()), dict(groups=0)),
+    "bias size": ((X(2, 6, 8, 8), W4(), X(5)), {}),
+    "bias 2d": ((X(2, 6, 8, 8), W4(), X(3, 1)), {}),
+    "neg pad": ((X(2, 6, 8, 8), W4()), dict(padding=-1)),
+    "stride 0": ((X(2, 6, 8, 8), W4()), dict(stride=0)),
+    "stride neg": ((X(2, 6, 8, 8), W4()), dict(stride=-1)),
+    "dilation 0": ((X(2, 6, 8, 8), W4()), dict(dilation=0)),
+    "output_padding 1": ((X(2, 6, 8, 8), W4()), dict(output_padding=1)),
+    "output_padding neg": ((X(2, 6, 8, 8), W4()), dict(output_padding=-1, stride=2)),
+    "output_padding below dilation": ((X(2, 6, 8, 8), W4()), dict(output_padding=1, dilation=2)),
+    "output_padding 3 list": ((X(2, 6, 8, 8), W4()), dict(output_padding=[1, 1, 1], stride=2)),
+    "stride 3 list": ((X(2, 6, 8, 8), W4()), dict(stride=[1, 1, 1])),
+    "too small": ((X(2, 6, 1, 1), W4()), dict(padding=2)),
+    "padding same": ((X(2, 6, 8, 8), W4()), dict(padding="same")),
+    "float stride": ((X(2, 6, 8, 8), W4()), dict(stride=1.0)),
+    "stride bool": ((X(2, 6, 8, 8), W4()), dict(stride=True)),
+    "empty batch": ((X(0, 6, 8, 8), W4(), X(3)), {}),
+    "zero in ch": ((X(2, 0, 8, 8), X(0, 3, 3, 3)), {}),
+    "zero out ch": ((X(2, 6, 8, 8), X(6, 0, 3, 3)), {}),
+    "zero spatial": ((X(2, 6, 0, 8), W4()), {}),
+    "zero kernel": ((X(2, 6, 8, 8), X(6, 3, 0, 3)), {}),
+    "int32": ((X(2, 6, 8, 8, dtype=torch.int32), W4(dtype=torch.int32)), {}),
+    "int64": ((X(2, 6, 8, 8, dtype=torch.int64), W4(dtype=torch.int64)), {}),
+    "bool": ((X(2, 6, 8, 8, dtype=torch.bool), W4(dtype=torch.bool)), {}),
+    "mixed": ((X(2, 6, 8, 8), W4(dtype=torch.double)), {}),
+    "None weight": ((X(2, 6, 8, 8), None), {}),
+    "numpy": ((numpy.zeros((2, 6, 8, 8), numpy.float32), W4()), {}),
+    "unbatched": ((X(6, 8, 8), W4()), dict(stride=2)),
+}
+
+ADAPTIVE = {
+    "2d in": ((X(8, 8), 2), {}),
+    "5d in": ((X(1, 1, 3, 8, 8), 2), {}),
+    "3 list": ((X4(), [2, 2, 2]), {}),
+    "4 list": ((X4(), [2, 2, 2, 2]), {}),
+    "1 list": ((X4(), [2]), {}),
+    "empty list": ((X4(), []), {}),
+    "None": ((X4(), None), {}),
+    "None, 3": ((X4(), (None, 3)), {}),
+    "neg": ((X4(), -1), {}),
+    "0": ((X4(), 0), {}),
+    "float": ((X4(), 2.0), {}),
+    "str": ((X4(), "2"), {}),
+    "huge": ((X4(), 2**62), {}),
+    "zero channels": ((X(2, 0, 8, 8), 2), {}),
+    "zero batch": ((X(0, 3, 8, 8), 2), {}),
+    "zero spatial": ((X(2, 3, 0, 8), 2), {}),
+    "int64": ((X4(dtype=torch.int64), 2), {}),
+    "uint8": ((X4(dtype=torch.uint8), 3), {}),
+    "bool": ((X4(dtype=torch.bool), 2), {}),
+    "complex": ((X4(dtype=torch.complex64), 2), {}),
+    "half": ((X4(dtype=torch.half), 4), {}),
+    "unbatched": ((X(3, 8, 8), 4), {}),
+    "numpy": ((numpy.zeros((2, 3, 8, 8), numpy.float32), 2), {}),
+}
+
+LP = {
+    name: ((args[0], 2, *args[1:]), kwargs)
+    for name, (args, kwargs) in MAX.items()
+    if not kwargs.keys() & {"padding", "dilation", "return_indices"} and "max" not in name and name not in ("int64", "bool")
+} | {
+    "norm 0": ((X4(), 0, 2), {}),
+    "norm 0 and a bad window": ((X4(), 0, 9), {}),
+    "norm inf": ((X4(), float("inf"), 2), {}),
+    "norm str": ((X4(), "2", 2), {}),
+    "norm None": ((X4(), None, 2), {}),
+}
+
 CASES = [
     pytest.param(function, *case, id=f"{function}: {name}")
-    for function, cases in (("conv2d", CONV), ("max_pool2d", MAX), ("avg_pool2d", AVG))
+    for function, cases in (  # fmt: skip
+        ("conv2d", CONV), ("max_pool2d", MAX), ("avg_pool2d", AVG),
+        ("conv_transpose2d", TRANSPOSED), ("adaptive_avg_pool2d", ADAPTIVE), ("adaptive_max_pool2d", ADAPTIVE),
+        ("lp_pool2d", LP),
+    )
     for name, case in cases.items()
 ]
 
@@ -237,7 +316,27 @@ VALID = {
     "max_pool2d_indices": dict(offsets=OFFSETS, input_size=[2, 3, 8, 8], **MAX_CONF),
     "avg_pool2d": dict(input=X4(), **AVG_CONF),
     "avg_pool2d_backward": dict(grad_output=X(2, 3, 4, 4), input_size=[2, 3, 8, 8], **AVG_CONF),
-}
+    "conv_transpose2d": dict(
+        input=X(2, 6, 6, 6), weight=W4(), bias=None, stride=[1, 1], padding=[0, 0], output_padding=[0, 0], groups=1,
+        dilation=[1, 1], algorithm="auto", accuracy="torch",
+    ),
+    "adaptive_max_pool2d": dict(input=X4(), output_size=[3, 4]),
+    "adaptive_max_pool2d_values": dict(input=X4(), output_size=[3, 4]),
+    "adaptive_max_pool2d_backward": dict(
+        grad_output=X(2, 3, 3, 4), offsets=OFFSETS[:, :, :3], input_size=[2, 3, 8, 8], output_size=[3, 4]
+    ),
+    "adaptive_max_pool2d_gather": dict(input=X4(), offsets=OFFSETS[:, :, :3], output_size=[3, 4]),
+    "adaptive_max_pool2d_indices": dict(offsets=OFFSETS[:, :, :3], input_size=[2, 3, 8, 8], output_size=[3, 4]),
+    "adaptive_avg_pool2d": dict(input=X4(), output_size=[3, 4]),
+    "adaptive_avg_pool2d_backward": dict(
+        grad_output=X(2, 3, 3, 4), input_size=[2, 3, 8, 8], output_size=[3, 4]
+    ),
+    "lp_pool2d": dict(input=X4(), norm_type=2.0, kernel_size=[2, 2], stride=[2, 2], ceil_mode=False),
+    "lp_pool2d_backward": dict(
+        grad_output=X(2, 3, 4, 4), input=X4(), output=X(2, 3, 4, 4), norm_type=2.0, kernel_size=[2, 2], stride=[2, 2],
+        ceil_mode=False,
+    ),
+}  # fmt: skip
 
 BAD_LISTS = [[], [1], [1, 1, 1], [0, 1], [1, -1], [HUGE, HUGE], [-HUGE, 1], [2**63 - 1, 2**63 - 1]]
 BAD_PADDINGS = [[], [0], [0, 0], [-1, 0, 0, 0], [0, 0, 0, -HUGE], [HUGE] * 4, [2**63 - 1] * 4]
@@ -250,6 +349,10 @@ OTHER_KINDS = [X4(dtype=torch.double), X4(dtype=torch.bool), X4(dtype=torch.comp
 
 
 def bad_values(operator, argument):
+    if operator == "conv_transpose2d":
+        return bad_transposed(argument)
+    if operator.startswith(("adaptive", "lp")):
+        return bad_new_pool(operator, argument)
     conv = operator.startswith("conv2d")
     if argument in ("input", "grad_output"):
         other_channels = [X(2, 4, 8, 8)] if argument == "grad_output" or conv else []  # a pool takes any number
@@ -276,6 +379,41 @@ def bad_values(operator, argument):
         return ["", "nosuch", "\0"]
     if argument == "divisor_override":
         return [0]
+    return []
+
+
+def bad_transposed(argument):
+    if argument in ("input", "weight"):
+        bad = [X(8), X(3, 8, 8), X(1, 2, 3, 8, 8), X(), X(2, 6, 0, 8), X(2, 5, 6, 6)]
+        return [*bad, *(t for t in OTHER_KINDS[1:]), X(2, 6, 6, 6, dtype=torch.double)]
+    if argument == "bias":
+        return [X(5), X(3, 1), X(), X(3, dtype=torch.double)]
+    if argument in ("stride", "dilation"):
+        return BAD_LISTS
+    if argument == "padding":
+        return [[], [0], [0] * 3, [-1, 0], [9, 0], [HUGE, HUGE], [2**63 - 1] * 2]
+    if argument == "output_padding":
+        return [[], [0], [0] * 3, [-1, 0], [1, 0], [0, HUGE], [2**63 - 1] * 2]
+    if argument == "groups":
+        return [0, -1, 4, HUGE, -HUGE]
+    return ["", "nosuch", "\0"]
+
+
+def bad_new_pool(operator, argument):
+    if argument in ("input", "grad_output", "output"):
+        other = [X(2, 4, 8, 8)] if operator == "lp_pool2d_backward" or argument == "grad_output" else []
+        bad = [X(8), X(3, 8, 8), X(1, 2, 3, 8, 8), X(), X(2, 3, 0, 8), *other]
+        return [*bad, X4(dtype=torch.int64), X4(dtype=torch.bool), X4(dtype=torch.complex64), X4().to_sparse()]
+    if argument == "offsets":
+        return [OFFSETS[0], OFFSETS[:1, :, :3], OFFSETS, OFFSETS[:, :, :3].to(torch.int16), OFFSETS[:, :, :3].to(torch.int64)]
+    if argument == "input_size":
+        return [size for size in BAD_SIZES if size != [2, 3, 8, 9] and not (size == [2, 4, 8, 8] and "indices" in operator)]
+    if argument == "output_size":
+        return [[], [3], [3, 4, 1], [-1, 4], [HUGE, HUGE], [3, -HUGE], [2**63 - 1] * 2]
+    if argument == "norm_type":
+        return [0.0, float("nan"), float("inf"), -float("inf")]
+    if argument in ("kernel_size", "stride"):
+        return [*BAD_LISTS, [9, 9], [2**31, 2**31]] if argument == "kernel_size" else BAD_LISTS
     return []
 
 
@@ -337,6 +475,33 @@ def test_offsets_of_any_content_stay_inside(kernel, stride, dtype, channels_last
     indices = OPS.max_pool2d_indices(offsets, x.shape, **conf)
     assert indices.min() >= -1 and indices.max() < h * w
     plane = x.reshape(2, 3, -1).gather(2, indices.clamp(min=0).flatten(2)).view(y.shape)
+    assert torch.equal(torch.where(indices < 0, 0, plane), gathered)
+
+
+@pytest.mark.parametrize(
+    "size, windows, dtype", [((17, 13), (3, 4), torch.uint8), ((65, 50), (2, 2), torch.int16), ((520, 300), (1, 2), torch.int32)]
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_offsets_of_any_content_stay_inside_adaptive_pools(size, windows, dtype, channels_last):
+    h, w = size
+    around = torch.full((3, 4, h + 8, w + 8), float("nan"))
+    if channels_last:
+        around = around.contiguous(memory_format=torch.channels_last)
+    x = around[1:2, 1:3, 4:-4, 4:-4]
+    x.copy_(torch.arange(1.0, x.numel() + 1).view(x.shape))
+    y, right = OPS.adaptive_max_pool2d(x, windows)
+    assert right.dtype is dtype
+    bits = 8 * right.element_size()
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), y.shape, generator=generator)
+    offsets = values.to(dtype if dtype is not torch.uint8 else torch.int8).view(dtype)
+    gathered = OPS.adaptive_max_pool2d_gather(x, offsets, windows)
+    assert not gathered.isnan().any()
+    back = OPS.adaptive_max_pool2d_backward(torch.ones_like(y), offsets, x.shape, windows)
+    assert back.min() >= 0 and back.sum() == (gathered != 0).sum()
+    indices = OPS.adaptive_max_pool2d_indices(offsets, x.shape, windows)
+    assert indices.min() >= -1 and indices.max() < h * w
+    plane = x.reshape(1, 2, -1).gather(2, indices.clamp(min=0).flatten(2)).view(y.shape)
     assert torch.equal(torch.where(indices < 0, 0, plane), gathered)
 
 

@@ -210,7 +210,7 @@ Tensor conv_transpose2d(const Backend& backend, const Tensor& input, const Tenso
   TORCH_CHECK(a.groups > 0, "non-positive groups is not supported");
   TORCH_CHECK(w[0] == x[1], "Given transposed=1, weight of size ", w, ", expected input", x, " to have ", w[0],
               " channels, but got ", x[1], " channels instead");
-  TORCH_CHECK(x[2] > 0 && x[3] > 0, "fastconv: expected an input of at least 1 x 1, but got ", x);
+  TORCH_CHECK(x[2] > 0 && x[3] > 0, "Only zero batch or zero channel inputs are supported, but got input shape: ", x);
   TORCH_CHECK(w[1] > 0 && w[2] > 0 && w[3] > 0, "expected a weight with elements, but got weight of size ", w);
   TORCH_CHECK(Wide{w[1]} * a.groups < kLargest, "fastconv: too many channels: weight of size ", w, ", groups=",
               a.groups);

@@ -193,6 +193,8 @@ struct Reader<Named> {  // None: no activation
 struct NotPlain {};
 
 IntArrayRef list(const Pair& pair) { return pair.given ? pair.list() : throw NotPlain{}; }
+// Where torch takes one number or two, but no list of one.
+IntArrayRef number_or_two(const Pair& pair) { return pair.list_of_one ? throw NotPlain{} : list(pair); }
 
 Tensor functional_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                          const OptionalTensor& residual, Pair stride, Pair padding, Pair dilation, int64_t groups,
@@ -223,17 +225,16 @@ Tensor functional_avg_pool2d(const Tensor& input, Pair kernel_size, Pair stride,
 }
 
 Tensor functional_adaptive_max_pool2d(const Tensor& input, Pair output_size) {
-  return CpuOperators::adaptive_max_pool2d_values(input, list(output_size));
+  return CpuOperators::adaptive_max_pool2d_values(input, number_or_two(output_size));
 }
 
 Tensor functional_adaptive_avg_pool2d(const Tensor& input, Pair output_size) {
-  return CpuOperators::adaptive_avg_pool2d(input, list(output_size));
+  return CpuOperators::adaptive_avg_pool2d(input, number_or_two(output_size));
 }
 
 Tensor functional_lp_pool2d(const Tensor& input, double norm_type, Pair kernel_size, Pair stride, bool ceil_mode) {
-  if (kernel_size.list_of_one) throw NotPlain{};  // here torch takes one number, or two
   const Pair& step = stride.given ? stride : kernel_size;
-  return CpuOperators::lp_pool2d(input, norm_type, list(kernel_size), list(step), ceil_mode);
+  return CpuOperators::lp_pool2d(input, norm_type, number_or_two(kernel_size), list(step), ceil_mode);
 }
 
 // --- the call ---------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ PoolProblem adaptive_geometry(PoolKind kind, IntArrayRef x, IntArrayRef output_s
     int64_t last = 0;  // of the products that tell where windows begin and end
     TORCH_CHECK(output_size[i] < kLargestSize && !__builtin_mul_overflow(output_size[i] + 1, x[2 + i], &last) &&
                     last < kLargestSize,
-                "fastconv: windows beyond 2^62: input of size ", x, ", output_size=", output_size);
+                "windows beyond 2^62: input of size ", x, ", output_size=", output_size);
   }
   PoolProblem p;
   p.kind = kind;
