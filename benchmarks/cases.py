@@ -1,0 +1,188 @@
+"""What a run measures: a list of cases. Networks, suites, CSV files, problem texts and sweeps all become cases."""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+
+import fastconv
+import torch
+
+from . import models, suites
+from .suites import BadSuite
+
+_C = fastconv.ops.extension()  # raises ExtensionError, which names the cure
+
+KINDS = ("conv", "max", "avg", "linear")
+PASSES = ("fwd", "grad_input", "grad_weight", "train")
+DTYPES = ("f32", "f64", "f16", "bf16")
+LAYOUTS = tuple(models.LAYOUTS)
+_IN_TEXT = {"forward": "fwd", "grad_input": "grad_input", "grad_weight": "grad_weight"}
+_TEXT_ONLY = ("layout", "pass", "accuracy", "math", "deterministic", "p", "q", "adaptive", "offset_bytes")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem in one pass.
+
+    fields: the forward problem, as `_C.problem_text` takes it, without layout, pass and accuracy class. kind "linear"
+        has n, c (inputs), k (outputs), bias and activation: a layer that torch runs on both sides.
+    direction: of PASSES; "train" is the forward pass and every gradient, as autograd runs them.
+    layouts: those that fastconv is measured in; the best one is shown.
+    accuracy: fastconv's class; None is the run's.
+    tensors: (x, weight, bias) in float32 and NCHW, or None for random ones.
+    first: the first layer of a network, whose input wants no gradient.
+    """
+
+    name: str
+    source: str
+    fields: dict
+    direction: str = "fwd"
+    layouts: tuple = LAYOUTS
+    accuracy: str | None = None
+    tensors: tuple | None = dataclasses.field(default=None, repr=False)
+    first: bool = False
+
+    @property
+    def kind(self):
+        return self.fields["kind"]
+
+    @property
+    def dtype(self):
+        return self.fields.get("dtype", "f32")
+
+    def key(self):
+        """What tells it from other cases of a run."""
+        return self.name, self.source, tuple(sorted(self.fields.items())), self.direction, self.layouts, self.accuracy
+
+    def replace(self, **changes):
+        return dataclasses.replace(self, **changes)
+
+    def having(self, **fields):
+        """The case with some fields of its problem changed."""
+        return self.replace(fields={**self.fields, **fields})
+
+    def passes(self):
+        """The passes that the case runs, as problems name them."""
+        if self.direction != "train":
+            return [next(word for word, short in _IN_TEXT.items() if short == self.direction)]
+        return [
+            "forward",
+            *([] if self.first else ["grad_input"]),
+            *(["grad_weight"] if self.kind in ("conv", "linear") else []),
+        ]
+
+    def problems(self, layout, accuracy="torch"):
+        """[(pass, the problem's canonical text)]
+
+        Raises:
+            ValueError: there is no such problem.
+        """
+        return [(each, _C.problem_text(self._fields(each, layout, accuracy))) for each in self.passes()]
+
+    def _fields(self, each, layout, accuracy):
+        fields = {**self.fields, "layout": layout, "pass": each}
+        if self.kind == "conv":
+            fields["accuracy"] = self.accuracy or accuracy
+            if each == "grad_input":
+                fields["bias"] = False
+            if each != "forward":
+                fields["residual"] = False
+        elif self.kind == "max" and (self.direction == "train" or each != "forward"):
+            fields["offset_bytes"] = offset_bytes(fields["r"] * fields["s"])
+        return fields
+
+
+def offset_bytes(positions):
+    """Bytes that max-pooling keeps per output for its gradient: a position in the window, all ones for none."""
+    return 1 if positions <= 255 else 2 if positions <= 65535 else 4
+
+
+def of_network(network, model, x, only=None):
+    """The cases of a network's layers, each with the tensors that it sees when `model` (models.build) is given `x`.
+
+    Layers of other kinds than KINDS (additions, concatenations, ...) are no cases of their own. `only`: names.
+    """
+    described = {layer.name: (layer, before) for layer, before, _ in network.walk() if layer.kind in KINDS}
+    first = next(iter(described))
+    names = [name for name in described if not only or name in only]
+    cases = []
+    for name, seen in _inputs_of(model, x, names).items():
+        layer, before = described[name]
+        module = model.get_submodule(name)
+        parameters = [getattr(module, p, None) for p in ("weight", "bias")]
+        tensors = (seen, *(None if p is None else p.detach() for p in parameters))
+        cases.append(Case(name, network.name, _of_layer(layer, before, len(x)), tensors=tensors, first=name == first))
+    return cases
+
+
+def _inputs_of(model, x, names):
+    """{name: what the module of this name is given}, in the order of `names`."""
+    seen = {}
+
+    def keep(name):
+        def hook(module, given):
+            seen[name] = given[0].detach()
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: seen[name] for name in names}
+
+
+def _of_layer(layer, before, batch):
+    if layer.kind == "linear":
+        inputs_ = 1
+        for size in before:
+            inputs_ *= size
+        activation = "relu" if layer.relu else "none"
+        return {"kind": "linear", "n": batch, "c": inputs_, "k": layer.features, "bias": layer.bias,
+                "activation": activation, "dtype": "f32"}  # fmt: skip
+    fields = layer.problem(before, batch, "nchw")
+    return {key: value for key, value in fields.items() if key not in _TEXT_ONLY}
+
+
+def of_suite(name):
+    return [Case(line.name, name, {**line.fields, "dtype": "f32"}) for line in suites.load(name)]
+
+
+def of_csv(path):
+    """Raises BadSuite for a file that is no list of problems."""
+    try:
+        lines = suites.different(suites.read(path))
+    except OSError as error:
+        raise BadSuite(f"{path} cannot be read: {error.strerror}") from None
+    return [Case(line.name, os.path.basename(path), {**line.fields, "dtype": "f32"}) for line in lines]
+
+
+def of_text(text):
+    """The case of a problem's canonical text, in its pass, layout and accuracy class.
+
+    Raises:
+        ValueError: it is no problem's text, or one with operands or flags that the benchmark does not make.
+    """
+    parsed = _C.parse_problem(text)
+    facts = _C.problem_facts(text)
+    words = {facts[key] for key in ("x_layout", "y_layout", "weight_layout") if key in facts} - {"both"}
+    layout = words.pop() if len(words) == 1 else "nchw" if not words else None
+    short = _IN_TEXT.get(parsed["pass"])
+    if parsed["dtype"] not in DTYPES:
+        raise ValueError(f"the benchmark runs {', '.join(DTYPES)}, not {parsed['dtype']}: '{text}'")
+    fields = {
+        key: value
+        for key, value in parsed.items()
+        if key not in _TEXT_ONLY and not key.endswith(("_strides", "_align"))
+    }
+    accuracy = parsed.get("accuracy")
+    case = Case("", "problem", fields, short or "", (layout,) if layout in LAYOUTS else (), accuracy)
+    if not short or not case.layouts or case.problems(layout) != [(parsed["pass"], text)]:
+        raise ValueError(
+            f"the benchmark makes dense operands in nchw or nhwc and runs fwd, grad_input and grad_weight without "
+            f"tf32, det or al: words, so it cannot run '{text}'"
+        )
+    return case
