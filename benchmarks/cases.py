@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 
 import fastconv
@@ -17,6 +18,7 @@ PASSES = ("fwd", "grad_input", "grad_weight", "train")
 DTYPES = ("f32", "f64", "f16", "bf16")
 LAYOUTS = tuple(models.LAYOUTS)
 _IN_TEXT = {"forward": "fwd", "grad_input": "grad_input", "grad_weight": "grad_weight"}
+_STEPS = (("st", "stride"), ("dl", "dilation"))
 _TEXT_ONLY = ("layout", "pass", "accuracy", "math", "deterministic", "p", "q", "adaptive", "offset_bytes")
 
 
@@ -53,6 +55,19 @@ class Case:
     def key(self):
         """What tells it from other cases of a run."""
         return self.name, self.source, tuple(sorted(self.fields.items())), self.direction, self.layouts, self.accuracy
+
+    def sizes(self):
+        """The problem in words that also an impossible one has."""
+        get = self.fields.get
+        if self.kind == "linear":
+            return f"linear {get('c')} -> {get('k')}"
+        filters = f"k{get('k')}" if self.kind == "conv" else ""
+        steps = " ".join(f"{word}{get(name + '_h', 1)}x{get(name + '_w', 1)}" for word, name in _STEPS)
+        kind = self.kind if self.kind == "conv" else f"{self.kind}pool"
+        return (
+            f"{kind} n{get('n')}c{get('c')}h{get('h')}w{get('w')} {filters}r{get('r')}s{get('s')} {steps} "
+            f"pd{get('pad_top')}x{get('pad_left')} g{get('groups', 1)} {self.dtype} {self.direction}"
+        )
 
     def replace(self, **changes):
         return dataclasses.replace(self, **changes)
@@ -161,28 +176,63 @@ def of_csv(path):
 
 
 def of_text(text):
-    """The case of a problem's canonical text, in its pass, layout and accuracy class.
+    """The case of a problem's canonical text, in its pass, layout and accuracy class. A text that is well formed but of
+    an impossible problem (a window larger than the padded input) is a case too: PyTorch will say what is wrong.
 
     Raises:
         ValueError: it is no problem's text, or one with operands or flags that the benchmark does not make.
     """
-    parsed = _C.parse_problem(text)
-    facts = _C.problem_facts(text)
+    try:
+        parsed = _C.parse_problem(text)
+    except ValueError as error:
+        if not str(error).startswith("fastconv: bad problem '"):
+            raise
+        return _impossible(text, error)
+    canonical, facts = _C.problem_text(parsed), _C.problem_facts(text)
     words = {facts[key] for key in ("x_layout", "y_layout", "weight_layout") if key in facts} - {"both"}
     layout = words.pop() if len(words) == 1 else "nchw" if not words else None
     short = _IN_TEXT.get(parsed["pass"])
     if parsed["dtype"] not in DTYPES:
         raise ValueError(f"the benchmark runs {', '.join(DTYPES)}, not {parsed['dtype']}: '{text}'")
-    fields = {
-        key: value
-        for key, value in parsed.items()
-        if key not in _TEXT_ONLY and not key.endswith(("_strides", "_align"))
-    }
+    left_out = (*_TEXT_ONLY, "x_strides", "y_strides", "weight_strides", "aux_strides", "offset_strides")
+    fields = {key: v for key, v in parsed.items() if key not in left_out and not key.endswith("_align")}
     accuracy = parsed.get("accuracy")
     case = Case("", "problem", fields, short or "", (layout,) if layout in LAYOUTS else (), accuracy)
-    if not short or not case.layouts or case.problems(layout) != [(parsed["pass"], text)]:
+    if not short or not case.layouts or case.problems(layout) != [(parsed["pass"], canonical)]:
         raise ValueError(
             f"the benchmark makes dense operands in nchw or nhwc and runs fwd, grad_input and grad_weight without "
             f"tf32, det or al: words, so it cannot run '{text}'"
         )
     return case
+
+
+_SIZES = re.compile(
+    r"(?P<kind>conv|maxpool|avgpool) n(?P<n>\d+)c(?P<c>\d+)h(?P<h>\d+)w(?P<w>\d+) (?:k(?P<k>\d+))?r(?P<r>\d+)s(?P<s>\d+) "
+    r"st(?P<stride>[\dx]+) pd(?P<pad>[\dx,]+) dl(?P<dilation>[\dx]+) (?:g(?P<groups>\d+) )?(?P<dtype>\w+) "
+    r"(?P<layout>nchw|nhwc) (?P<pass>fwd|grad_input|grad_weight)\b(?P<flags>.*)"
+)
+
+
+def _impossible(text, error):
+    """The case of a text whose sizes the extension's parser refuses with `error`."""
+    match = _SIZES.fullmatch(text)
+    if not match or match["dtype"] not in DTYPES:
+        raise error
+    kind = {"maxpool": "max", "avgpool": "avg"}.get(match["kind"], "conv")
+    flags = match["flags"].split()
+    fields = {"kind": kind, "dtype": match["dtype"], **{key: int(match[key]) for key in "nchwrs"}}
+    for word, names in (("stride", ("stride_h", "stride_w")), ("dilation", ("dilation_h", "dilation_w"))):
+        fields |= zip(names, _pair(match[word].split("x")), strict=True)
+    pads = _pair(re.split("[x,]", match["pad"]))
+    fields |= zip(("pad_top", "pad_left"), pads[:2], strict=True)
+    if kind == "conv":
+        fields |= zip(("pad_bottom", "pad_right"), pads[-2:], strict=True)
+        fields |= {"k": int(match["k"]), "groups": int(match["groups"]), "bias": "bias" in flags, "residual": False}
+        fields["activation"] = "relu" if "relu" in flags else "none"
+    else:
+        fields["ceil_mode"] = "ceil" in flags
+    return Case("", "problem", fields, match["pass"], (match["layout"],))
+
+
+def _pair(words):
+    return [int(word) for word in (words * 2 if len(words) == 1 else words)]

@@ -92,7 +92,11 @@ def _table(changes, by, limit):
         table.row([change["label"], words(change["old"]), words(change["new"]), relative, _verdict(change, limit)])
     table.note(
         "change: of fastconv's time, above 0 is slower"
-        + ("; in times of PyTorch's eager call of the same run, which cancels the machine's moods." if by == "ratio" else ".")
+        + (
+            "; in times of PyTorch's eager call of the same run, which cancels the machine's moods."
+            if by == "ratio"
+            else "."
+        )
         + " A change counts if the quartile ranges of the two runs do not overlap."
     )
     return table

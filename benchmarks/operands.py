@@ -48,7 +48,9 @@ def torch_forward(fields, x, weight=None, bias=None, residual=None):
     if kind == "linear":
         y = F.linear(x.flatten(1), weight, bias)
     elif kind == "conv":
-        y = F.conv2d(*_padded(fields, x, weight, bias), stride(fields), _pad(fields), dilation(fields), fields["groups"])
+        y = F.conv2d(
+            *_padded(fields, x, weight, bias), stride(fields), _pad(fields), dilation(fields), fields["groups"]
+        )
     elif kind == "max":
         y = F.max_pool2d(x, window(fields), stride(fields), _pad(fields), dilation(fields), fields["ceil_mode"])
     else:

@@ -114,12 +114,16 @@ def _whole(one):
 
 def _table(data):
     rows = data["rows"]
-    peers = list(dict.fromkeys(side for row in rows for side in (row["speed"] or {}).get("sides", {}) if side != FASTCONV))
+    peers = list(
+        dict.fromkeys(side for row in rows for side in (row["speed"] or {}).get("sides", {}) if side != FASTCONV)
+    )
     words = ["layer", "problem"]
     numbers = ["fastconv ms", "±", *(f"{name} ms" for name in peers), "ratio to best", "GFLOP/s", "roofline"]
     numbers += ["FLOPs", "executed", "least bytes", "FLOP/B", "workspace", "saved", "by torch", "peak"]
     numbers += ["error", *(f"{name}’s" for name in peers)]
-    head = "".join(f'<th class="words">{name}</th>' for name in words) + "".join(f"<th>{html.escape(n)}</th>" for n in numbers)
+    head = "".join(f'<th class="words">{name}</th>' for name in words) + "".join(
+        f"<th>{html.escape(n)}</th>" for n in numbers
+    )
     lines = [f'<tr>{head}<th class="words">math</th><th class="words">algorithm and why</th></tr>']
     lines += [_row(row, rows, peers) for row in rows]
     return f'<div class="wide"><table>{"".join(lines)}</table></div>'

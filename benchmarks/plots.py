@@ -7,7 +7,14 @@ from .rows import FASTCONV
 from .writers import side_error, side_peak
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
-COLOURS = {FASTCONV: "#0072B2", "torch": "#D55E00", "torch.compile": "#009E73", "onnxruntime": "#CC79A7", "jax": "#E69F00"}
+COLOURS = {
+    FASTCONV: "#0072B2",
+    "torch": "#D55E00",
+    "torch.compile": "#009E73",
+    "onnxruntime": "#CC79A7",
+    "jax": "#E69F00",
+}
+_FOOT = 1.5  # inches of a bar chart beside its bars: title, axis, legend
 _PANEL_ROWS = 45  # more bars than this cannot be read: the rest is summed up in words
 _LABELLED = 40  # points
 
@@ -88,12 +95,12 @@ def _roofline(plt, rows, peaks, dtype, words):
     axes.plot([low, corner, high], [low * bandwidth, compute, compute], color="black", linewidth=1.5, zorder=1)
     axes.annotate(f"{compute:.0f} GFLOP/s, torch.mm", (high, compute), (-4, 5), textcoords="offset points", ha="right")
     axes.set(xscale="log", yscale="log", xlim=(low, high))
-    sides = Counter(side for row in rows for side in (FASTCONV, row["speed"]["best_peer"]) if side)
+    sides = Counter(side for row in rows for side in _pair_of(row))
     for side in sorted(sides, key=lambda name: name != FASTCONV):
         points = [
             (row["arithmetic_intensity"], row["speed"]["sides"][side]["gflops"])
             for row in rows
-            if side in (FASTCONV, row["speed"]["best_peer"])
+            if side in _pair_of(row)
         ]
         hollow = side != FASTCONV
         axes.scatter(
@@ -101,21 +108,53 @@ def _roofline(plt, rows, peaks, dtype, words):
             linewidths=1.3, label=side if side == FASTCONV else f"{side} (where the best peer)", zorder=2 if hollow else 3,
         )  # fmt: skip
     for row in rows:  # a thin line joins the two sides of a row
-        if peer := row["speed"]["best_peer"]:
-            speeds = [row["speed"]["sides"][side]["gflops"] for side in (FASTCONV, peer)]
-            axes.plot([row["arithmetic_intensity"]] * 2, speeds, color="grey", linewidth=0.6, zorder=1)
-    bottom = min(side["gflops"] for row in rows for side in row["speed"]["sides"].values())
-    axes.set_ylim(min(bottom, low * bandwidth) / 1.6, compute * 2.2)
+        speeds = [row["speed"]["sides"][side]["gflops"] for side in _pair_of(row)]
+        axes.plot([row["arithmetic_intensity"]] * len(speeds), speeds, color="grey", linewidth=0.6, zorder=1)
+    bottom = min(row["speed"]["sides"][side]["gflops"] for row in rows for side in _pair_of(row))
+    axes.set_ylim(bottom / 2, compute * 2.2)
+    _plain(axes.xaxis)
+    _plain(axes.yaxis)
     _slanted(axes, low, bandwidth, corner)
     axes.set(xlabel="FLOP per byte of least traffic", ylabel="GFLOP/s", title=f"Roofline measured in this run: {words}")
     axes.grid(True, which="major", linewidth=0.4, alpha=0.5)
     axes.legend(loc="lower right")
-    if len(rows) <= _LABELLED:
-        labels = _labels(rows)
-        _label_points(
-            figure, axes, [(r["arithmetic_intensity"], r["speed"]["sides"][FASTCONV]["gflops"]) for r in rows], labels
-        )
+    named = _once(rows)
+    if len(named) <= _LABELLED:
+        at = lambda row, side: (row["arithmetic_intensity"], row["speed"]["sides"][side]["gflops"])  # noqa: E731
+        others = [at(row, side) for row in rows for side in _pair_of(row)]
+        _label_points(figure, axes, [at(row, FASTCONV) for row in named], [_case(row, rows) for row in named], others)
     return figure
+
+
+def _pair_of(row):
+    """The sides that are drawn: fastconv and the best peer."""
+    peer = row["speed"]["best_peer"]
+    return (FASTCONV, peer) if peer else (FASTCONV,)
+
+
+def _once(rows):
+    """Of rows that differ in the algorithm alone, the fastest."""
+    best = {}
+    for row in rows:
+        key, time = (_case(row, rows), *sorted(row["fields"].items())), row["speed"]["sides"][FASTCONV]["median"]
+        if key not in best or time < best[key]["speed"]["sides"][FASTCONV]["median"]:
+            best[key] = row
+    return list(best.values())
+
+
+def _case(row, rows):
+    return label({**row, "algorithm_asked": "auto"}, rows)
+
+
+def _plain(axis, words="{:g}"):
+    """A logarithmic axis with plain numbers, the more of them the shorter it is."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    subs = (1, 1.5, 2, 3, 5, 7) if high / low < 20 else (1, 2, 5) if high / low < 300 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=30))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: words.format(value)))
+    axis.set_minor_locator(NullLocator())
 
 
 def _slanted(axes, low, bandwidth, corner):
@@ -127,23 +166,37 @@ def _slanted(axes, low, bandwidth, corner):
     )  # fmt: skip
 
 
-def _label_points(figure, axes, points, labels):
-    """Names beside points, in the first of several places where no other name is; points of the same place share one
-    name, 'conv3_2, conv3_3'."""
+# Beside a point, then farther off, joined to it by a line: offsets in points, alignment.
+_PLACES = (
+    (7, 3, "left"), (-7, 3, "right"), (7, -10, "left"), (-7, -10, "right"), (0, 9, "center"), (0, -17, "center"),
+    *((side * (18 + 8 * k), dy * (6 + 12 * k), "left" if side > 0 else "right")
+      for k in range(6) for side in (-1, 1) for dy in (1, -1)),
+)  # fmt: skip
+
+
+def _label_points(figure, axes, points, labels, others):
+    """Names beside points, in the first of several places where no name and no point is. Points of almost the same
+    place share a name, 'conv3_2, conv3_3'."""
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
     together = {}
     for point, text in zip(points, labels, strict=True):
-        near = next((p for p in together if all(abs(a / b - 1) < 0.12 for a, b in zip(p, point, strict=True))), point)
+        near = next((p for p in together if all(abs(a / b - 1) < 0.08 for a, b in zip(p, point, strict=True))), point)
         together.setdefault(near, []).append(text)
     figure.canvas.draw()
-    renderer, taken = figure.canvas.get_renderer(), []
+    renderer, frame = figure.canvas.get_renderer(), axes.get_window_extent()
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axes.transData.transform(others)]
     for point, names in together.items():
         words = ", ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} more"
-        for dx, dy, align in ((6, 3, "left"), (-6, 3, "right"), (6, -10, "left"), (-6, -10, "right"), (0, 9, "center"),
-                              (0, -16, "center")):  # fmt: skip
-            text = axes.annotate(words, point, (dx, dy), textcoords="offset points", ha=align, fontsize=7.5)
-            box = text.get_window_extent(renderer)
-            inside = axes.get_window_extent(renderer).containsx(box.x1) and axes.get_window_extent(renderer).containsx(box.x0)
-            if inside and not any(box.overlaps(other) for other in taken):
+        for dx, dy, align in _PLACES:
+            line = {"arrowstyle": "-", "linewidth": 0.4, "color": "grey"} if abs(dx) > 7 else None
+            text = axes.annotate(
+                words, point, (dx, dy), textcoords="offset points", ha=align, fontsize=7.5, arrowprops=line
+            )
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text, renderer)  # without the line
+            if frame.x0 < box.x0 and box.x1 < frame.x1 and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 break
             text.remove()
@@ -159,7 +212,7 @@ def _most(rows, weight, what):
 
 def _bars(plt, rows, panels=1):
     figure, axes = plt.subplots(
-        1, panels, figsize=(9 if panels == 1 else 11, 1.4 + 0.27 * len(rows)), sharey=True, layout="constrained"
+        1, panels, figsize=(9 if panels == 1 else 11, _FOOT + 0.27 * len(rows)), sharey=True, layout="constrained"
     )
     first = axes if panels == 1 else axes[0]
     first.set_yticks(range(len(rows)), _labels(rows))
@@ -175,34 +228,26 @@ def _ratios(plt, rows):
     figure, axes = _bars(plt, rows)
     ratios = [row["speed"]["ratio"] for row in rows]
     medians = [r["median"] for r in ratios]
-    colours = [COLOURS[FASTCONV] if m >= 1 else COLOURS[row["speed"]["best_peer"]] for m, row in zip(medians, rows, strict=True)]
+    winners = [FASTCONV if m >= 1 else row["speed"]["best_peer"] for m, row in zip(medians, rows, strict=True)]
+    colours = [COLOURS[name] for name in winners]
     errors = [[r["median"] - r["q1"] for r in ratios], [r["q3"] - r["median"] for r in ratios]]
     # bars grow from 1, so that 0.5 and 2 are equally long on the logarithmic axis
     axes.barh(range(len(rows)), [m - 1 for m in medians], left=1, color=colours, height=0.7)
     axes.errorbar(medians, range(len(rows)), xerr=errors, fmt="none", ecolor="black", elinewidth=0.8, capsize=2)
     low, high = min(*medians, 0.7), max(*medians, 1.4)
-    axes.set_xscale("log")
-    axes.set_xlim(low / 1.35, max(high, *(r["q3"] for r in ratios)) * 1.35)
-    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000) if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]]
-    extra = [t for t in (0.7, 0.8, 1.25, 1.5, 3) if high / low < 8 and axes.get_xlim()[0] <= t <= axes.get_xlim()[1]]
-    ticks = sorted([*ticks, *extra])
-    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axes.minorticks_off()
-    for y, (ratio, row) in enumerate(zip(ratios, rows, strict=True)):
-        right = ratio["median"] >= 1
-        axes.annotate(
-            f"{ratio['median']:.2f}", (ratio["q3"] if right else ratio["q1"], y), (5 if right else -5, 0),
-            textcoords="offset points", va="center", ha="left" if right else "right", fontsize=8,
-        )  # fmt: skip
+    axes.set(xscale="log", xlim=(low / 1.25, high * 1.25))
+    _plain(axes.xaxis)
+    for y, median in enumerate(medians):
+        axes.text(1.01, y, f"{median:.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=9)
     axes.axvline(1, color="black", linewidth=1)
-    peers = Counter(row["speed"]["best_peer"] for row in rows)
-    from matplotlib.patches import Patch
-
-    handles = [Patch(color=COLOURS[FASTCONV], label="fastconv is faster")]
-    slower = dict.fromkeys(row["speed"]["best_peer"] for m, row in zip(medians, rows, strict=True) if m < 1)
-    handles += [Patch(color=COLOURS[name], label=f"{name} is faster") for name in slower]
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.9 / (1.4 + 0.27 * len(rows)) - 0.02), ncols=4)
-    who = next(iter(peers)) if len(peers) == 1 else "best peer"
+    handles = [
+        plt.Rectangle((0, 0), 1, 1, color=colour, label=f"{name} is faster")
+        for name, colour in COLOURS.items()
+        if name in winners
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    peers = {row["speed"]["best_peer"] for row in rows}
+    who = peers.pop() if len(peers) == 1 else "best peer"
     axes.set(title=f"Time of {who} / time of fastconv{rest}", xlabel="above 1: fastconv is faster; lines: quartiles")
     axes.grid(True, axis="x", linewidth=0.4, alpha=0.5)
     axes.set_axisbelow(True)
@@ -220,12 +265,11 @@ def _memory(plt, rows):
         return None
     found, rest = _most(found, lambda row: side_peak(row, FASTCONV) or 0, "memory")
     figure, (saved, peak) = _bars(plt, found, panels=2)
-    figure.set_figwidth(11)
     _pairs(saved, found, lambda row, side: row["saved_bytes"].get(side), (FASTCONV, "torch"))
     saved.set(title="Saved for backward", xlabel="MB")
     _pairs(peak, found, lambda row, side: side_peak(row, side), (FASTCONV, "torch"))
     peak.set(title="Peak of one call", xlabel="MB: operands, results, scratch memory")
-    peak.legend(loc="best")
+    figure.legend(*peak.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     if rest:
         figure.suptitle(f"Memory{rest}", x=0.01, ha="left")
     return figure
@@ -254,13 +298,17 @@ def _accuracy(plt, rows):
     markers = iter("osD^vP*X<>")
     for (side, name), found in sorted(points.items(), key=lambda item: item[0][0] != FASTCONV):
         if side == FASTCONV:
-            axes.scatter(*zip(*found, strict=True), s=36, marker=next(markers, "o"), color=COLOURS[side], alpha=0.8, label=name)
+            axes.scatter(
+                *zip(*found, strict=True), s=36, marker=next(markers, "o"), color=COLOURS[side], alpha=0.8, label=name
+            )
         else:
             axes.scatter(*zip(*found, strict=True), s=36, facecolors="none", edgecolors=COLOURS[side], label=name)
     axes.set(
         xscale="log", yscale="log", xlabel="GFLOP/s (2 x MAC of the problem, whatever the algorithm executes)",
         ylabel="largest error / largest result, against float64", title="Accuracy against speed: right is faster, down is more exact",
     )  # fmt: skip
+    _plain(axes.xaxis)
+    _plain(axes.yaxis, "{:.2g}")
     axes.grid(True, which="major", linewidth=0.4, alpha=0.5)
     axes.legend(loc="best", fontsize=8.5)
     return figure

@@ -3,8 +3,8 @@
 import math
 
 from . import formulas as f
-from . import machine
-from .rows import FASTCONV
+from . import contestants, machine
+from .rows import FAILED, FASTCONV, IMPOSSIBLE, REFUSED
 from .table import Column, Table, count, megabytes, milliseconds, percent
 
 _WHAT, _SPEED = 1, 2  # the halves of the table on a narrow terminal
@@ -115,10 +115,7 @@ def _notes(bench):
 def _row_cells(row, bench, others):
     """The lines of one row: the first with all figures, one more for each further pass."""
     chosen, facts = row.chosen(), row.facts
-    if row.linear():
-        problem = f"linear {row.case.fields['c']} -> {row.case.fields['k']} (torch on both sides)"
-    else:
-        problem = row.problem() or " ".join(f"{key}={value}" for key, value in row.case.fields.items())
+    problem = f"{row.case.sizes()} (torch on both sides)" if row.linear() else row.problem() or row.case.sizes()
     number = lambda value, words: "-" if value is None else words(value)  # noqa: E731
     what = [
         row.label(),
@@ -150,7 +147,7 @@ def _speed_cells(row, peaks, chosen, others):
     errors = ["-" if e is None else f"{e:.1e}" for e in found]
     math_mode = machine.MATH[row.case.dtype]
     if figures is None:
-        return [*["-"] * (9 + len(others)), *errors, math_mode, why if row.passed() else " ".join(row.check.split())]
+        return [*["-"] * (9 + len(others)), *errors, math_mode, why if row.passed() else _check_of(row)]
     sides = figures["sides"]
     of = lambda side: [milliseconds(sides[side]["median"]), percent(sides[side]["spread"])]  # noqa: E731
     cells = [milliseconds(sides[name]["median"]) if name in sides else "-" for name in others]
@@ -161,6 +158,13 @@ def _speed_cells(row, peaks, chosen, others):
     cells += [*of(FASTCONV), ours["layout"]]
     cells += [f"{figures['ratio']['median']:.2f}" if peer else "-", f"{ours['gflops']:.1f}", percent(ours["roofline"])]
     return [*cells, *errors, math_mode, why]
+
+
+def _check_of(row):
+    """The check in one line."""
+    if row.check.startswith(REFUSED):
+        return f"refused by {contestants.own_reason(row.check, row.asked)}"
+    return " ".join(row.check.split())
 
 
 def first_algorithm(bench):
@@ -226,7 +230,7 @@ def _whole_lines(one):
                 line += f", {whole['best_peer']}/fastconv {whole['ratio'][side]['median']:.2f}"
             lines.append(line)
         for layout, check in whole["check"].get(side, {}).items():
-            lines.append(f"    {side}, {layout}: {_check_words(check)}")
+            lines.append(f"    {side}, {layout}: {_check_words(check, side)}")
     lines.append(
         f"  memory: parameters {megabytes(whole['parameters'] * f.FLOAT)}; all activations "
         f"{megabytes(whole['activation_bytes'])}; this process at most {megabytes(machine.peak_rss())}"
@@ -245,9 +249,9 @@ def _side_line(name, figures):
     )
 
 
-def _check_words(check):
+def _check_words(check, side):
     if "refused" in check:
-        return f"refused: {check['refused']}"
+        return f"refused by {contestants.own_reason(check['refused'], side.removeprefix('fastconv '))}"
     words = f"largest difference from torch {check['difference']:.1e} of the largest output"
     if check.get("gradient_difference") is not None:
         words += f", of a gradient's norm {check['gradient_difference']:.1e}"
@@ -258,16 +262,16 @@ def _check_words(check):
 
 def _trust_lines(bench):
     lines = []
-    failed = [row.label() for row in bench.rows if row.check.startswith("failed")]
+    failed = [_who(row, bench) for row in bench.rows if row.check.startswith(FAILED)]
     if failed:
         lines.append(f"FAILED, not measured: {', '.join(failed)}")
     for row in bench.rows:
-        if row.check.startswith("impossible"):
-            lines.append(f"{row.label()} cannot be run: {row.check.partition(': ')[2]}")
-        lines += [f"FAILED, not measured: {name} in {row.label()}, {why}" for name, why in row.wrong.items()]
+        lines += [f"FAILED, not measured: {name} in {_who(row, bench)}, {why}" for name, why in row.wrong.items()]
+    impossible = (row.check.partition(": ")[2] for row in bench.rows if row.check.startswith(IMPOSSIBLE))
+    lines += [f"{number} of {len(bench.rows)} rows cannot be run: {why}" for why, number in _tally(impossible).items()]
     for name in bench.arguments.peers:
-        for why, count_ in _tally(row.unable.get(name) for row in bench.rows).items():
-            lines.append(f"{name} not measured in {count_} of {len(bench.rows)} rows: {why}")
+        unable = _tally(row.unable.get(name) for row in bench.rows)
+        lines += [f"{name} not measured in {n} of {len(bench.rows)} rows: {why}" for why, n in unable.items()]
     if bench.interrupted:
         lines.append("Interrupted: only what was measured until then is shown.")
     reasons = bench.noise()
@@ -276,6 +280,12 @@ def _trust_lines(bench):
     elif reasons is not None and not bench.interrupted:
         lines.append("The machine was quiet.")
     return ["", *lines]
+
+
+def _who(row, bench):
+    """The row's label, and its problem if others are called the same."""
+    alone = sum(other.label() == row.label() for other in bench.rows) == 1
+    return row.label() if alone else f"{row.label()} ({row.problem()})"
 
 
 def _tally(values):

@@ -15,13 +15,14 @@ OK, REFUSED, FAILED, IMPOSSIBLE, NOT_REACHED = "ok", "refused", "failed", "impos
 class Row:
     """choices: layout -> contestants.choices. saved_bytes: side -> bytes. peak_bytes, errors, samples: side -> layout
     -> bytes, one error for each result, seconds. unable, wrong: peer -> why it does not run, or fails its check.
-    facts: flops, macs, minimum_bytes of all passes together."""
+    facts: flops, macs, minimum_bytes of all passes together. texts: layout -> the first pass's problem."""
 
     case: object
     asked: str  # the algorithm that was asked for; "auto" leaves the choice to fastconv
     threads: int
     accuracy: str
     facts: dict = field(default_factory=dict)
+    texts: dict = field(default_factory=dict)
     choices: dict = field(default_factory=dict)
     saved_bytes: dict = field(default_factory=dict)
     peak_bytes: dict = field(default_factory=dict)
@@ -79,7 +80,7 @@ class Row:
 
     def problem(self):
         """The canonical text of the (first) problem; '' where there is none."""
-        return self.chosen()[0]["problem"] if self.chosen() else ""
+        return self.chosen()[0]["problem"] if self.chosen() else self.texts.get(self.layout(), "")
 
     def workspace(self):
         return max(c["workspace_bytes"] for c in self.chosen()) if self.chosen() else None
@@ -116,9 +117,7 @@ class Row:
         layout, samples = self.best(side)
         seconds = measure.summary(samples)["median"]
         flops, moved = self.facts["flops"], self.facts["minimum_bytes"]
-        roof = f.roofline_seconds(
-            flops, moved, peaks["flops_per_second"][self.case.dtype], peaks["bytes_per_second"]
-        )
+        roof = f.roofline_seconds(flops, moved, peaks["flops_per_second"][self.case.dtype], peaks["bytes_per_second"])
         return {
             "layout": layout,
             **measure.summary(samples),

@@ -166,6 +166,11 @@ class Bench:
             operands = Operands(case, arguments.seed, machine.free_memory())
             reference = [t.detach() for t in operands.reference(contestants.torch_results)]
             facts = facts_of(case, fastconv.ops.extension())
+            texts = (
+                {}
+                if case.kind == "linear"
+                else {layout: case.problems(layout, arguments.accuracy)[0][1] for layout in case.layouts}
+            )
         except (TooLarge, RuntimeError, ValueError, TypeError, OverflowError) as error:
             for row in work.rows:
                 row.check = f"{IMPOSSIBLE}: {str(error).strip()}"
@@ -176,7 +181,7 @@ class Bench:
                 torch.set_num_threads(threads)
                 rows = [row for row in work.rows if row.threads == threads]
                 for row in rows:
-                    row.facts = facts
+                    row.facts, row.texts = facts, texts
                 bar.stage(f"verifying {case.name or case.kind}")
                 with torch.set_grad_enabled(case.direction == "train"):
                     timed = self._verified(case, operands, reference, rows, threads)
@@ -225,7 +230,7 @@ class Bench:
                 row.unable[name] = str(refusal)
             return None
         found = verify.errors(one.results(), reference)
-        peak = self._peak(one, tensors)
+        peak = _peak(one, tensors)
         wrong = verify.peer_complaint(operands.result_names(), found, torchs[layout], case.dtype)
         for row in rows:
             row.errors.setdefault(name, {})[layout] = found
@@ -247,7 +252,8 @@ class Bench:
                 tensors = operands.of(layout)
                 one = contestants.fastconv_row(case, tensors, layout, row.asked)
                 found[layout] = verify.errors(one.results(), reference)
-                row.peak_bytes.setdefault(FASTCONV, {})[layout] = self._peak(one, tensors)
+                kept = sum(choice["prepack_bytes"] for choice in row.choices[layout])
+                row.peak_bytes.setdefault(FASTCONV, {})[layout] = _peak(one, tensors, kept)
                 timed.append(one)
             row.saved_bytes[FASTCONV] = contestants.saved_for_backward(case, FASTCONV, operands.of("nchw"), row.asked)
         except RuntimeError as refusal:
@@ -261,12 +267,6 @@ class Bench:
                 return []
         row.check = OK
         return timed
-
-    @staticmethod
-    def _peak(one, tensors):
-        """Operands, results and scratch memory of one call."""
-        extra = machine.peak_extra_bytes(one.call)
-        return None if extra is None else tensors.nbytes() + extra
 
     def _measure(self, timed, tick):
         calls, samples = {}, {}
@@ -304,6 +304,13 @@ class Bench:
             spreads = [row.spread() for row in self.rows if row.threads == threads and row.measured()]
             reasons += machine.noise(before, self.peaks_after.get(threads), spreads)
         return list(dict.fromkeys(reasons))
+
+
+def _peak(one, tensors, kept=0):
+    """Operands, results and scratch memory of one call, and what is `kept` between calls."""
+    one.call()  # the results that were checked came from the first call; from the second on transformed filters are kept
+    extra = machine.peak_extra_bytes(one.call)
+    return None if extra is None else tensors.nbytes() + kept + extra
 
 
 def check_terminal():
