@@ -42,7 +42,8 @@ def planted(name, blocks=9, seed=0, eager=False):
 
 def run_row(text, row, addresses, threads=1, prepacked=False, seed=0, eager=False):
     """_C.run_row for a CUDA row, checked. Raises AssertionError with the checker's finding, Refused if the row does."""
-    names = ("x", "weight", "y", "bias", "aux", "grad_bias") if text.startswith("conv ") else ("x", "y", "offsets")
+    of_conv, of_pool = ("x", "weight", "y", "bias", "aux", "grad_bias"), ("x", "y", "offsets", "input", "output")
+    names = of_conv if text.startswith("conv ") else of_pool
     pointers = (ctypes.c_void_p * 6)(*[addresses.get(name) for name in names])
     message = ctypes.create_string_buffer(4096)
     result = library().fastconv_run(text.encode(), row.encode(), pointers, seed, eager, message, len(message))

@@ -231,7 +231,7 @@ def test_any_problem_in_any_layout(text, threads, isa_index, seed):
 
 
 def test_refusals_are_in_words():
-    average = "avgpool n1c1h8w8 r1s1 st1 pd0 dl1 f32 nchw fwd adaptive p2q2"
+    average = "avgpool n1c1h8w8 r1s1 st1 pd0 dl1 f32 nchw fwd adaptive p3q3"
     reasons = {a["name"]: a["reason"] for a in _C.explain(average) if a["device"] == "cpu"}
     assert reasons["avg_pool"] == "takes windows of one size, not adaptive ones"
     assert reasons["max_pool"] == "computes maxima only"

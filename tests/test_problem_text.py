@@ -11,10 +11,12 @@ from fastconv import _C
 
 DTYPES = ["f32", "f64", "f16", "bf16", "u8", "i8", "i16", "i32", "i64"]
 LAYOUTS = ["nchw", "nhwc"]
+FROM_OUTPUT = ["none", "relu", "leaky_relu", "relu6", "elu", "sigmoid", "tanh"]
+ACTIVATIONS = [*FROM_OUTPUT, "silu", "gelu", "hardswish"]
 EXAMPLE = "conv n32c64h56w56 k128r3s3 st1 pd1 dl1 g1 bf16 nhwc fwd bias relu"
 LONG_EXAMPLE = (
     "conv n2c8h9w11 k4r3s2 st2x1 pd1,0,2,1 dl1x2 g4 f32 x:nchw w:nhwc y:900,70,9,2 a:nchw fwd "
-    "bias relu res tf32 acc:fast det al:2,6,5"
+    "bias leaky_relu:0.2 res tf32 acc:fast det al:2,6,5"
 )
 POOL_EXAMPLE = "maxpool n1c64h224w224 r2s2 st2 pd0 dl1 f32 nchw fwd off8"
 LONG_POOL_EXAMPLE = "avgpool n2c3h9w11 r3s2 st2x1 pd1 dl1 f16 x:nhwc y:999,1,33,3 grad_input ceil nopad div-7"
@@ -55,8 +57,10 @@ def convolutions(draw):
     p["dtype"] = draw(st.sampled_from(DTYPES))
     p["math"] = draw(st.sampled_from(["ieee", "tf32", "fp32_3xtf32"])) if p["dtype"] == "f32" else "ieee"
     p["accuracy"] = draw(st.sampled_from(["torch", "fast", "fastest"]))
-    p["activation"] = draw(st.sampled_from(["none", "relu"]))
-    p["bias"] = p["pass"] != "grad_input" and draw(st.booleans())
+    p["activation"] = draw(st.sampled_from(ACTIVATIONS if p["pass"] == "forward" else FROM_OUTPUT))
+    has_parameter = p["activation"] in ("leaky_relu", "elu")
+    p["activation_parameter"] = draw(st.floats(0, allow_infinity=False)) if has_parameter else 0.0
+    p["bias"] = draw(st.booleans())
     p["residual"] = p["pass"] == "forward" and draw(st.booleans())
     p["deterministic"] = draw(st.booleans())
     for align in ("x_align", "weight_align", "y_align"):
@@ -86,9 +90,11 @@ def conv_sizes(p):
 
 @st.composite
 def pools(draw):
-    p = dict(kind=draw(st.sampled_from(["max", "avg"])), n=draw(st.integers(0, 4)), c=draw(st.integers(1, 5)))
+    p = dict(kind=draw(st.sampled_from(["max", "avg", "lp"])), n=draw(st.integers(0, 4)), c=draw(st.integers(1, 5)))
     is_max = p["kind"] == "max"
-    p["adaptive"] = draw(st.booleans())
+    is_lp = p["kind"] == "lp"
+    p["norm"] = draw(st.floats(allow_nan=False).filter(bool)) if is_lp else 0.0
+    p["adaptive"] = not is_lp and draw(st.booleans())
     p["ceil_mode"] = not p["adaptive"] and draw(st.booleans())
     small = st.integers(1, 4)
     for size, window, stride, dilation, pad in (
@@ -97,22 +103,36 @@ def pools(draw):
     ):
         p[window], p[stride], p[dilation] = draw(small), draw(small), draw(small) if is_max else 1
         reach = p[dilation] * (p[window] - 1) + 1
-        p[pad] = draw(st.integers(0, p[window] // 2))
+        p[pad] = 0 if is_lp else draw(st.integers(0, p[window] // 2))
         least = max(1, reach - 2 * p[pad])
         p[size] = draw(st.integers(least, least + 12))
     p["pass"] = draw(st.sampled_from(["forward", "grad_input"] + ["gather"] * is_max))
     p["dtype"] = draw(st.sampled_from(DTYPES))
     p["offset_bytes"] = draw(st.sampled_from([0, 1, 2, 4] if p["pass"] == "forward" else [1, 2, 4])) if is_max else 0
-    p["count_include_pad"] = is_max or draw(st.booleans())
-    p["divisor"] = 0 if is_max else draw(st.sampled_from([0, 1, 3, -2, 2**62]))
+    divides = p["kind"] == "avg" and not p["adaptive"]
+    p["count_include_pad"] = not divides or draw(st.booleans())
+    p["divisor"] = draw(st.sampled_from([0, 1, 3, -2, 2**62])) if divides else 0
     if p["adaptive"]:
         p["p"], p["q"] = draw(st.integers(0, 9)), draw(st.integers(0, 9))
+        adapt(p)
     else:
         p["p"], p["q"] = pool_output(p)
     x, y = (p["n"], p["c"], p["h"], p["w"]), (p["n"], p["c"], p["p"], p["q"])
     p["x_strides"], p["y_strides"] = some_strides(draw, x), some_strides(draw, y)
     p["offset_strides"] = some_strides(draw, y) if p["offset_bytes"] else (0, 0, 0, 0)
     return p
+
+
+def adapt(p):
+    """The canonical window of an adaptive pool, found by looking at every window; equal ones make a plain pool."""
+    for size, out, window, stride, dilation, pad in (
+        ("h", "p", "r", "stride_h", "dilation_h", "pad_top"),
+        ("w", "q", "s", "stride_w", "dilation_w", "pad_left"),
+    ):
+        lengths = [-(-(i + 1) * p[size] // p[out]) - i * p[size] // p[out] for i in range(p[out])]
+        p[window], p[stride], p[dilation], p[pad] = max(lengths, default=1), 1, 1, 0
+    if p["p"] and p["q"] and p["h"] % p["p"] == 0 and p["w"] % p["q"] == 0:
+        p["adaptive"], p["stride_h"], p["stride_w"] = False, p["r"], p["s"]
 
 
 def pool_output(p):
@@ -147,7 +167,8 @@ def test_every_field_shows_in_the_text():
         "n": 3, "c": 12, "h": 10, "w": 12, "k": 8, "r": 2, "s": 1, "stride_h": 1, "stride_w": 2, "pad_top": 2,
         "pad_left": 2, "pad_bottom": 1, "pad_right": 0, "dilation_h": 2, "dilation_w": 3, "groups": 2,
         "x_strides": (1, 2, 3, 4), "weight_strides": (1, 2, 3, 4), "y_strides": (1, 2, 3, 4),
-        "aux_strides": (1, 2, 3, 4), "math": "ieee", "accuracy": "torch", "activation": "none",
+        "aux_strides": (1, 2, 3, 4), "math": "ieee", "accuracy": "torch", "activation": "sigmoid",
+        "activation_parameter": 0.25,
         "bias": False, "deterministic": False, "x_align": 6, "weight_align": 5, "y_align": 6,
     }  # fmt: skip
     texts = {_C.problem_text(problem)}
@@ -164,7 +185,7 @@ def test_fields_of_an_example():
     # h: (9 + 1 + 2 - 3) / 2 + 1 = 5; w: 11 + 0 + 1 - 2 * 1 - 1 + 1 = 10
     expected = dict(
         kind="conv", n=2, c=8, h=9, w=11, k=4, r=3, s=2, stride_h=2, stride_w=1, pad_top=1, pad_left=0, pad_bottom=2,
-        pad_right=1, dilation_h=1, dilation_w=2, groups=4, dtype="f32", bias=True, activation="relu", residual=True,
+        pad_right=1, dilation_h=1, dilation_w=2, groups=4, dtype="f32", bias=True, activation="leaky_relu", activation_parameter=0.2, residual=True,
         math="tf32", accuracy="fast", deterministic=True, x_align=2, weight_align=6, y_align=5,
         x_strides=(8 * 9 * 11, 9 * 11, 11, 1), weight_strides=(2 * 3 * 2, 1, 2 * 2, 2), y_strides=(900, 70, 9, 2),
         aux_strides=(4 * 5 * 10, 5 * 10, 10, 1),
@@ -180,7 +201,18 @@ def test_fields_of_an_example():
         (LONG_EXAMPLE, LONG_EXAMPLE),
         (POOL_EXAMPLE, POOL_EXAMPLE),
         (LONG_POOL_EXAMPLE, LONG_POOL_EXAMPLE),
-        ("avgpool n1c512h14w14 r1s1 st1 pd0 dl1 f32 nchw fwd adaptive p7q7",) * 2,
+        ("avgpool n1c512h13w13 r3s3 st1 pd0 dl1 f32 nchw fwd adaptive p6q6",) * 2,
+        ("lppool n1c64h56w56 r2s2 st2 pd0 dl1 f32 nchw fwd ceil norm2.5",) * 2,
+        # windows of an adaptive pool follow from the sizes; equal ones make it a plain pool
+        ("maxpool n1c2h13w12 r1s1 st2 pd0 dl1 f32 nchw fwd off8 adaptive p6q6",
+         "maxpool n1c2h13w12 r3s2 st1 pd0 dl1 f32 nchw fwd off8 adaptive p6q6"),
+        ("avgpool n1c512h14w14 r1s1 st1 pd0 dl1 f32 nchw fwd adaptive p7q7",
+         "avgpool n1c512h14w14 r2s2 st2 pd0 dl1 f32 nchw fwd"),
+        # torch's defaults, spelled out
+        ("conv n1c2h8w8 k2r3s3 st1 pd1 dl1 g1 f32 nchw fwd leaky_relu",
+         "conv n1c2h8w8 k2r3s3 st1 pd1 dl1 g1 f32 nchw fwd leaky_relu:0.01"),
+        ("conv n1c2h8w8 k2r3s3 st1 pd1 dl1 g1 f32 nchw grad_input bias elu",
+         "conv n1c2h8w8 k2r3s3 st1 pd1 dl1 g1 f32 nchw grad_input bias elu:1"),
         # the shortest spelling wins
         ("conv n1c2h8w8 k2r3s3 st2x2 pd1,1,1,1 dl1x1 g1 f32 x:nhwc w:nhwc y:nhwc fwd",
          "conv n1c2h8w8 k2r3s3 st2 pd1 dl1 g1 f32 nhwc fwd"),
@@ -258,7 +290,11 @@ def test_a_missing_word_is_an_error(text):
         ("avgpool n1c2h8w8 r2s2 st2 pd0 dl1 f32 nchw fwd div0", "'div0': expected"),
         ("avgpool n1c2h8w8 r2s2 st2 pd0 dl1 f32 nchw fwd adaptive", "end: expected p<number>q<number>"),
         ("avgpool n1c2h8w8 r2s2 st2 pd0 dl1 f32 nchw fwd p4q4", "'p4q4': expected"),
-        ("lppool n1c2h8w8", "'lppool': expected"),
+        ("l2pool n1c2h8w8", "'l2pool': expected"),
+        ("lppool n1c2h8w8 r2s2 st2 pd0 dl1 f32 nchw fwd", "end: expected norm<number>"),
+        ("lppool n1c2h8w8 r2s2 st2 pd0 dl1 f32 nchw fwd norm", "'norm': expected norm<number>"),
+        ("conv n1c2h8w8 k2r3s3 st1 pd1 dl1 g1 f32 nchw fwd relu:0.1", "'relu:0.1': expected the end"),
+        ("conv n1c2h8w8 k2r3s3 st1 pd1 dl1 g1 f32 nchw fwd leaky_relu:x", "'leaky_relu:x': expected the end"),
         ("", "expected 'conv'"),
     ],
 )
@@ -280,7 +316,13 @@ def test_bad_text(text, word):
         # -1 / 3 + 1 = 1 in C++, where torch's division gives 0
         ("conv n1c2h2w8 k2r3s3 st3 pd0 dl1 g1 f32 nchw fwd", "window is larger than the padded input along h"),
         ("conv n1c2h8w8 k2r3s3 st1 pd1 dl1 g1 f64 nchw fwd tf32", "f32 only"),
-        ("conv n1c2h8w8 k2r3s3 st1 pd1 dl1 g1 f32 nchw grad_input bias", "no bias"),
+        ("conv n1c2h8w8 k2r3s3 st1 pd1 dl1 g1 f32 nchw grad_input gelu", "does not follow from its output"),
+        ("conv n1c2h8w8 k2r3s3 st1 pd1 dl1 g1 f32 nchw fwd leaky_relu:-1", "at least 0"),
+        ("conv n1c2h8w8 k2r3s3 st1 pd1 dl1 g1 f32 nchw fwd elu:inf", "finite"),
+        ("lppool n1c2h8w8 r2s2 st2 pd1 dl1 f32 nchw fwd norm2", "no padding"),
+        ("lppool n1c2h8w8 r2s2 st2 pd0 dl1 f32 nchw fwd norm0", "other than 0"),
+        ("lppool n1c2h8w8 r2s2 st2 pd0 dl1 f32 nchw fwd norm2 adaptive p2q2", "never adaptive"),
+        ("avgpool n1c2h8w8 r2s2 st2 pd0 dl1 f32 nchw fwd div3 adaptive p2q2", "no divisor"),
         ("conv n1c2h8w8 k2r3s3 st1 pd1 dl1 g1 f32 nchw grad_input res", "residual"),
         ("conv n1c2h8w8 k2r3s3 st1 pd1 dl1 g1 f32 nchw a:nhwc fwd", "a:..."),
         ("maxpool n1c2h8w8 r2s2 st2 pd2 dl3 f32 nchw fwd", "more than half"),
@@ -356,7 +398,8 @@ def test_facts_of_a_convolution(problem):
     assert facts["flops"] == 2 * facts["macs"]
     size = {"f64": 8, "i64": 8, "f32": 4, "i32": 4, "f16": 2, "bf16": 2, "i16": 2, "u8": 1, "i8": 1}[problem["dtype"]]
     has_aux = problem["residual"] or (problem["pass"] != "forward" and problem["activation"] != "none")
-    moved = math.prod(x) + math.prod(weight) + math.prod(y) * (1 + has_aux) + problem["bias"] * problem["k"]
+    moved = math.prod(x) + math.prod(weight) + math.prod(y) * (1 + has_aux)
+    moved += problem["bias"] * problem["c" if problem["pass"] == "grad_input" else "k"]
     assert facts["minimum_bytes"] == size * moved
     for operand, sizes in (("x", x), ("weight", weight), ("y", y)):
         strides = problem[f"{operand}_strides"]
@@ -405,7 +448,9 @@ def test_dicts_take_defaults_and_layouts():
         ({"bias": 2}, "'bias': expected True or False"),
         ({"x_align": 7}, "alignment"),
         ({"layout": "nwhc"}, "'layout': expected nchw or nhwc"),
-        ({"kind": "lp"}, "'kind': expected one of conv"),
+        ({"kind": "min"}, "'kind': expected one of conv"),
+        ({"kind": "lp"}, "the norm of LP pooling"),
+        ({"activation_parameter": "x"}, "'activation_parameter': expected a number"),
         ({"n": -1}, "n is -1"),
         ({"x_strides": (-1, 1, 1, 1)}, "stride of x is negative"),
     ],

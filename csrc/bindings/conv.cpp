@@ -10,10 +10,9 @@ namespace {
 using Wide = __int128;                    // no sum or product of three int64 overflows it
 constexpr Wide kLargest = Wide{1} << 62;  // bounds what the problem's own formulas add up, so that they cannot overflow
 
-Activation activation_of(std::string_view text) {
-  if (text == "none") return Activation::none;
-  if (text == "relu") return Activation::relu;
-  TORCH_CHECK_VALUE(false, "fastconv: unknown activation '", text, "'; known are: none, relu");
+void take_activation(ConvProblem& p, std::string_view word) {
+  TORCH_CHECK_VALUE(read_activation(word, p.activation, p.activation_parameter), "fastconv: unknown activation '", word,
+                    "'; known are: ", activation_names());
 }
 
 Accuracy accuracy_of(std::string_view text) {
@@ -69,7 +68,7 @@ ConvProblem geometry(IntArrayRef x, IntArrayRef weight, const ConvArguments& a) 
   p.pad_top = a.padding[0], p.pad_left = a.padding[1], p.pad_bottom = a.padding[2], p.pad_right = a.padding[3];
   p.dilation_h = a.dilation[0], p.dilation_w = a.dilation[1];
   p.groups = a.groups;
-  p.activation = activation_of(a.activation);
+  take_activation(p, a.activation);
   p.accuracy = accuracy_of(a.accuracy);
   p.deterministic = at::globalContext().deterministicAlgorithms();
   return p;

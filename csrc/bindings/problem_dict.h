@@ -1,6 +1,6 @@
 // Problems as Python dicts: one entry for each field of the struct, under the field's name, enumerators by name.
 //
-// Extra entries: `kind` is "conv", "max" or "avg" and tells which struct it is. Read only: `layout` ("nchw" or "nhwc",
+// Extra entries: `kind` is "conv", "max", "avg" or "lp" and tells which struct it is. Read only: `layout` ("nchw" or "nhwc",
 // nchw by default) fills the strides that are not given. Missing fields take the struct's defaults; a pool's output
 // size p, q follows from the rest unless it is adaptive. Unknown names are errors.
 #pragma once
@@ -30,12 +30,13 @@ void for_each_field(P& p, F&& f) {
     f("k", p.k), f("pad_bottom", p.pad_bottom), f("pad_right", p.pad_right), f("groups", p.groups);
     f("weight_strides", p.weight_strides), f("aux_strides", p.aux_strides);
     f("math", p.math), f("accuracy", p.accuracy), f("activation", p.activation);
+    f("activation_parameter", p.activation_parameter);
     f("bias", p.bias), f("residual", p.residual), f("deterministic", p.deterministic);
     f("x_align", p.x_align), f("weight_align", p.weight_align), f("y_align", p.y_align);
   } else {
     f("p", p.p), f("q", p.q), f("divisor", p.divisor), f("offset_strides", p.offset_strides), f("kind", p.kind);
     f("offset_bytes", p.offset_bytes), f("ceil_mode", p.ceil_mode), f("count_include_pad", p.count_include_pad);
-    f("adaptive", p.adaptive);
+    f("adaptive", p.adaptive), f("norm", p.norm);
   }
 }
 
@@ -47,9 +48,9 @@ inline bool is_count(const std::string& field) {
 inline DType last_of(DType) { return DType::i64; }
 inline MathMode last_of(MathMode) { return MathMode::fp32_3xtf32; }
 inline Accuracy last_of(Accuracy) { return Accuracy::fastest; }
-inline Activation last_of(Activation) { return Activation::relu; }
+inline Activation last_of(Activation) { return Activation::hardswish; }
 inline Pass last_of(Pass) { return Pass::gather; }
-inline PoolKind last_of(PoolKind) { return PoolKind::avg; }
+inline PoolKind last_of(PoolKind) { return PoolKind::lp; }
 
 template <class E>
 std::vector<E> enumerators() {
@@ -79,6 +80,15 @@ inline void set(const char* key, uint8_t& field, const py::handle& value) {
   field = static_cast<uint8_t>(number);
 }
 
+inline void set(const char* key, Real& field, const py::handle& value) {
+  const double number = PyFloat_AsDouble(value.ptr());
+  if (number == -1 && PyErr_Occurred()) {
+    PyErr_Clear();
+    bad_field(key, "a number", value);
+  }
+  field = Real::of(number);
+}
+
 inline void set(const char* key, Strides4& field, const py::handle& value) {
   if (!PySequence_Check(value.ptr()) || py::len(value) != 4) bad_field(key, "four strides", value);
   for (size_t i = 0; i < 4; ++i) field[i] = to_number(key, py::reinterpret_borrow<py::sequence>(value)[i]);
@@ -99,6 +109,7 @@ void set(const char* key, E& field, const py::handle& value) {
 }
 
 inline py::object get(const char*, int64_t field) { return py::int_(field); }
+inline py::object get(const char*, Real field) { return py::float_(field.value()); }
 inline py::object get(const char*, const Strides4& s) { return py::make_tuple(s[0], s[1], s[2], s[3]); }
 inline py::object get(const char* key, uint8_t field) {
   return is_count(key) ? py::object(py::int_(field)) : py::object(py::bool_(field != 0));
@@ -121,8 +132,11 @@ void require_sound(const P& problem) {
   if (const Status status = check(problem); !status) throw std::invalid_argument("fastconv: " + status.reason());
 }
 
-inline void derive_output(ConvProblem&, const py::dict&) {}
-inline void derive_output(PoolProblem& p, const py::dict& d) {
+inline void derive(ConvProblem& p, const py::dict& d) {
+  if (!d.contains("activation_parameter")) read_activation(name(p.activation), p.activation, p.activation_parameter);
+}
+inline void derive(PoolProblem& p, const py::dict& d) {
+  p.fit_adaptive_window();
   if (!d.contains("p") && !p.adaptive)
     p.p = PoolProblem::output_size(p.h, p.r, p.stride_h, p.pad_top, p.dilation_h, p.ceil_mode);
   if (!d.contains("q") && !p.adaptive)
@@ -132,7 +146,8 @@ inline void derive_output(PoolProblem& p, const py::dict& d) {
 inline bool is_pool(const py::dict& d) {
   if (!d.contains("kind")) return false;
   const std::string kind = py::str(d["kind"]);
-  if (kind != "conv" && kind != "max" && kind != "avg") bad_field("kind", "one of conv, max, avg", d["kind"]);
+  if (kind != "conv" && kind != "max" && kind != "avg" && kind != "lp")
+    bad_field("kind", "one of conv, max, avg, lp", d["kind"]);
   return kind != "conv";
 }
 
@@ -141,7 +156,7 @@ template <class P>
 P from_dict(const py::dict& d) {
   if (is_pool(d) != std::is_same_v<P, PoolProblem>)
     throw std::invalid_argument(std::string("fastconv: field 'kind': expected ") +
-                                (is_pool(d) ? "conv, or nothing" : "max or avg"));
+                                (is_pool(d) ? "conv, or nothing" : "max, avg or lp"));
   P p;
   std::vector<std::string> known{"layout", "kind"};
   for_each_field(p, [&](const char* key, auto& field) {
@@ -153,7 +168,7 @@ P from_dict(const py::dict& d) {
     if (std::find(known.begin(), known.end(), key) == known.end())
       throw std::invalid_argument("fastconv: a problem has no field '" + key + "'");
   }
-  derive_output(p, d);
+  derive(p, d);
   require_sound(p);  // before strides are made from the sizes
   Layout layout = Layout::nchw;
   if (d.contains("layout")) {
@@ -163,7 +178,8 @@ P from_dict(const py::dict& d) {
   }
   p.set_layout(layout);
   for_each_field(p, [&](const char* key, auto& field) {
-    if (d.contains(key)) set(key, field, d[key]);  // given strides once more: they win over the layout
+    if constexpr (std::is_same_v<decltype(field), Strides4&>)
+      if (d.contains(key)) set(key, field, d[key]);  // given strides win over the layout
   });
   p.canonicalise();
   require_sound(p);
@@ -171,7 +187,7 @@ P from_dict(const py::dict& d) {
 }
 
 inline bool is_pool(const std::string& text) {
-  return text.rfind("maxpool", 0) == 0 || text.rfind("avgpool", 0) == 0;
+  return text.rfind("maxpool", 0) == 0 || text.rfind("avgpool", 0) == 0 || text.rfind("lppool", 0) == 0;
 }
 
 // Calls f with the ConvProblem or PoolProblem that a text or a dict stands for.

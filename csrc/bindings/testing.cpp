@@ -132,7 +132,8 @@ void run_row(const std::string& text, const std::string& row, const py::dict& ad
       return filter;
     });
   } else {
-    PoolOperands o{pointer(addresses, "x"), pointer(addresses, "y"), pointer(addresses, "offsets")};
+    PoolOperands o{pointer(addresses, "x"), pointer(addresses, "y"), pointer(addresses, "offsets"),
+                   pointer(addresses, "input"), pointer(addresses, "output")};
     const PoolProblem problem = parse_pool(text);
     const PoolRow& chosen = find_row(pool_rows(), row, device);
     py::gil_scoped_release release;
@@ -170,8 +171,9 @@ void add_testing(py::module_& m) {
         "The matrices of every form of Winograd's algorithm: (outputs, taps, A^T, G, B^T), as nested lists.");
   m.def("run_row", &run_row, py::arg("text"), py::arg("row"), py::arg("addresses"), py::arg("threads") = 1,
         py::arg("prepacked") = false, py::arg("device") = "cpu",
-        "Runs one row of the device (cpu, simulated, or cuda: by copies) on raw host memory: addresses holds x, weight, y, bias, aux, grad_bias or x, y, offsets, laid out\n"
-        "as the problem's text says; nothing about them is checked. For tests. Raises RuntimeError if the row refuses,\n"
+        "Runs one row of the device (cpu, simulated, or cuda: by copies) on raw host memory: addresses holds x, weight,\n"
+        "y, bias, aux, grad_bias or x, y, offsets, input, output, laid out as the problem's text says; nothing about\n"
+        "them is checked. For tests. Raises RuntimeError if the row refuses,\n"
         "fails, or writes beyond its workspace, which is poisoned and guarded.");
 }
 

@@ -1,5 +1,6 @@
 // What makes a problem well formed. Every product that a kernel or a formula may take is tried here once, with
 // overflow detected, so that nothing after this needs to.
+#include <cmath>
 #include <initializer_list>
 #include <string>
 
@@ -89,7 +90,11 @@ std::string problem_with(const ConvProblem& p) {
     return "groups " + std::to_string(p.groups) + " must divide c " + std::to_string(p.c) + " and k " +
            std::to_string(p.k);
   if (p.residual && p.pass != Pass::forward) return "a residual belongs to the forward pass only";
-  if (p.bias && p.pass == Pass::grad_input) return "grad_input has no bias";
+  const double parameter = p.activation_parameter.value();
+  if (has_parameter(p.activation) && !(parameter >= 0 && std::isfinite(parameter)))
+    return std::string("the parameter of ") + name(p.activation) + " must be finite and at least 0";
+  if (p.pass != Pass::forward && !differentiable_from_output(p.activation))
+    return std::string("the gradient of ") + name(p.activation) + " does not follow from its output";
   if (p.math != MathMode::ieee && p.dtype != DType::f32) return std::string(name(p.math)) + " is a mode of f32 only";
   for (uint8_t align : {p.x_align, p.weight_align, p.y_align})
     if (align > kFullAlignment) return "an alignment is the log2 of bytes, at most " + std::to_string(kFullAlignment);
@@ -102,7 +107,7 @@ std::string problem_with(const ConvProblem& p) {
   if (bad.empty()) bad = bad_strides("aux", p.y_sizes(), p.aux_strides, bytes);
   if (!bad.empty()) return bad;
   const Checked x = elements(p.x_sizes()), weight = elements(p.weight_sizes()), y = elements(p.y_sizes());
-  if (((x + weight + y + y + p.k) * bytes).overflow || (y * or_one(p.group_c()) * p.r * p.s * 2).overflow)
+  if (((x + weight + y + y + p.bias_size()) * bytes).overflow || (y * or_one(p.group_c()) * p.r * p.s * 2).overflow)
     return "bytes or FLOPs do not fit into 64 bits";
   return {};
 }
@@ -116,18 +121,29 @@ std::string problem_with(const PoolProblem& p) {
                  {"dilation_h", p.dilation_h}, {"dilation_w", p.dilation_w}}, 1);
   if (!bad.empty()) return bad;
   if (p.pass == Pass::grad_weight) return "a pool has no weight";
-  const bool max = p.kind == PoolKind::max;
+  const bool max = p.kind == PoolKind::max, lp = p.kind == PoolKind::lp;
+  const std::string kind = lp ? "LP pooling" : "average pooling";
   if (!max && p.pass == Pass::gather) return "gather is a pass of max-pooling only";
-  if (!max && p.offset_bytes) return "average pooling has no window offsets";
-  if (!max && (p.dilation_h != 1 || p.dilation_w != 1)) return "average pooling has no dilation";
+  if (!max && p.offset_bytes) return kind + " has no window offsets";
+  if (!max && (p.dilation_h != 1 || p.dilation_w != 1)) return kind + " has no dilation";
+  if (lp && (p.pad_top || p.pad_left)) return kind + " has no padding";
+  if (lp && p.adaptive) return kind + " is never adaptive";
+  if (lp && (p.norm.value() == 0 || std::isnan(p.norm.value()))) return "the norm of LP pooling must be a number other than 0";
   if (p.offset_bytes != 0 && p.offset_bytes != 1 && p.offset_bytes != 2 && p.offset_bytes != 4)
     return "a window offset has 1, 2 or 4 bytes, not " + std::to_string(p.offset_bytes);
   if (max && p.pass != Pass::forward && !p.offset_bytes)
     return std::string(name(p.pass)) + " of max-pooling needs window offsets";
   const Checked positions = Checked(p.r) * p.s;  // numbered from 0, and all ones is kept for "none"
-  if (p.offset_bytes && !p.adaptive && (positions.overflow || positions.value >= int64_t{1} << (8 * p.offset_bytes)))
+  if (p.offset_bytes && (positions.overflow || positions.value >= int64_t{1} << (8 * p.offset_bytes)))
     return "window offsets of " + std::to_string(p.offset_bytes) + " bytes cannot count the window's positions";
   if (p.adaptive && p.ceil_mode) return "adaptive pooling has no ceil_mode";
+  if (p.adaptive && ((Checked(p.p) + 1) * p.h + p.p).overflow) return "the windows along h do not fit into 64 bits";
+  if (p.adaptive && ((Checked(p.q) + 1) * p.w + p.q).overflow) return "the windows along w do not fit into 64 bits";
+  if (p.adaptive && p.divisor) return "adaptive pooling has no divisor";
+  if (p.adaptive && (p.r != PoolProblem::largest_adaptive_window(p.h, p.p) ||
+                     p.s != PoolProblem::largest_adaptive_window(p.w, p.q) || p.stride_h != 1 || p.stride_w != 1 ||
+                     p.dilation_h != 1 || p.dilation_w != 1 || p.pad_top || p.pad_left))
+    return "an adaptive pool has a window of its own: the largest of its windows, stride 1, no padding, no dilation";
   const int64_t bytes = size_of(p.dtype);
   if (!p.adaptive) {
     // Any ceil_mode window starts inside the padded input, so its end is at most one window beyond.
@@ -148,7 +164,7 @@ std::string problem_with(const PoolProblem& p) {
   if (bad.empty()) bad = bad_strides("offsets", p.y_sizes(), p.offset_strides, 4);
   if (!bad.empty()) return bad;
   const Checked x = elements(p.x_sizes()), y = elements(p.y_sizes());
-  if (((x + y) * bytes + y * 4).overflow || (y * p.r * p.s).overflow)
+  if (((x + y) * 2 * bytes + y * 4).overflow || (y * p.r * p.s).overflow)
     return "bytes or operations do not fit into 64 bits";
   return {};
 }

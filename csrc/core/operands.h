@@ -19,7 +19,7 @@ void visit_operands(const ConvProblem& p, ConvOperands& o, F&& f) {
   if (o.x) f("x", o.x, span_bytes(p.x_sizes(), p.x_strides, e), e, p.pass != Pass::grad_input);
   if (o.weight) f("weight", o.weight, span_bytes(p.weight_sizes(), p.weight_strides, e), e, p.pass != Pass::grad_weight);
   if (o.y) f("y", o.y, y, e, p.pass != Pass::forward);
-  if (o.bias) f("bias", o.bias, p.k * e, e, true);
+  if (o.bias) f("bias", o.bias, p.bias_size() * e, e, true);
   if (o.aux) f("aux", o.aux, span_bytes(p.y_sizes(), p.aux_strides, e), e, true);
   if (o.grad_bias) f("grad_bias", o.grad_bias, p.k * e, e, false);
 }
@@ -30,6 +30,8 @@ void visit_operands(const PoolProblem& p, PoolOperands& o, F&& f) {
   const bool gradient = p.pass == Pass::grad_input;
   if (o.x) f("x", o.x, span_bytes(p.x_sizes(), p.x_strides, e), e, !gradient);
   if (o.y) f("y", o.y, span_bytes(p.y_sizes(), p.y_strides, e), e, gradient);
+  if (o.input) f("input", o.input, span_bytes(p.x_sizes(), p.x_strides, e), e, true);
+  if (o.output) f("output", o.output, span_bytes(p.y_sizes(), p.y_strides, e), e, true);
   if (o.offsets && p.offset_bytes)
     f("offsets", o.offsets, span_bytes(p.y_sizes(), p.offset_strides, p.offset_bytes), int64_t{p.offset_bytes},
       p.pass != Pass::forward);

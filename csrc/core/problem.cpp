@@ -1,6 +1,8 @@
 #include "problem.h"
 
+#include <cmath>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 
 namespace fastconv {
@@ -42,6 +44,14 @@ const char* name(Activation a) {
   switch (a) {
     case Activation::none: return "none";
     case Activation::relu: return "relu";
+    case Activation::leaky_relu: return "leaky_relu";
+    case Activation::relu6: return "relu6";
+    case Activation::elu: return "elu";
+    case Activation::sigmoid: return "sigmoid";
+    case Activation::tanh: return "tanh";
+    case Activation::silu: return "silu";
+    case Activation::gelu: return "gelu";
+    case Activation::hardswish: return "hardswish";
   }
   return "?";
 }
@@ -60,6 +70,7 @@ const char* name(PoolKind k) {
   switch (k) {
     case PoolKind::max: return "max";
     case PoolKind::avg: return "avg";
+    case PoolKind::lp: return "lp";
   }
   return "?";
 }
@@ -126,7 +137,7 @@ Layout layout_of(Sizes4 sizes, Strides4 strides) {
 int64_t ConvProblem::minimum_bytes() const {
   // The three passes move the same operands, only in different directions.
   const int64_t y = product(y_sizes());
-  const int64_t elements = product(x_sizes()) + product(weight_sizes()) + y + (bias ? k : 0) + (has_aux() ? y : 0);
+  const int64_t elements = product(x_sizes()) + product(weight_sizes()) + y + (bias ? bias_size() : 0) + (has_aux() ? y : 0);
   return elements * size_of(dtype);
 }
 
@@ -138,6 +149,7 @@ void ConvProblem::set_layout(Layout layout) {
 }
 
 void ConvProblem::canonicalise() {
+  if (!has_parameter(activation)) activation_parameter = {};
   if (dtype != DType::f32) math = MathMode::ieee;  // the other modes are ways to multiply fp32
   x_strides = canonical(x_sizes(), x_strides);
   weight_strides = canonical(weight_sizes(), weight_strides);
@@ -160,10 +172,29 @@ int64_t PoolProblem::output_size(int64_t in, int64_t window, int64_t stride, int
   return ceil_mode && (out - 1) * stride >= in + pad ? out - 1 : out;
 }
 
+int64_t PoolProblem::largest_adaptive_window(int64_t in, int64_t out) {
+  if (out < 1) return 1;
+  // Window i begins at floor(i * in / out); i * in mod out takes every multiple of the common divisor below out.
+  const int64_t rest = in % out;
+  return in / out + (rest == 0 ? 0 : rest > std::gcd(rest, out) ? 2 : 1);
+}
+
+void PoolProblem::fit_adaptive_window() {
+  if (!adaptive || ceil_mode || divisor || kind == PoolKind::lp) return;  // check() refuses such
+  r = largest_adaptive_window(h, p), s = largest_adaptive_window(w, q);
+  stride_h = stride_w = dilation_h = dilation_w = 1;
+  pad_top = pad_left = 0;
+  count_include_pad = 1;
+  if (p < 1 || q < 1 || h % p || w % q) return;
+  stride_h = r, stride_w = s;
+  adaptive = 0;
+}
+
 int64_t PoolProblem::minimum_bytes() const {
   const int64_t y = product(y_sizes());
   const int64_t x = pass == Pass::gather ? y : product(x_sizes());  // gather picks one x for each y
-  return (x + y) * size_of(dtype) + y * offset_bytes;
+  const int64_t lp_gradient = kind == PoolKind::lp && pass == Pass::grad_input ? 2 : 1;  // also reads the forward's x, y
+  return (x + y) * lp_gradient * size_of(dtype) + y * offset_bytes;
 }
 
 void PoolProblem::set_layout(Layout layout) {
@@ -173,7 +204,9 @@ void PoolProblem::set_layout(Layout layout) {
 }
 
 void PoolProblem::canonicalise() {
-  if (kind == PoolKind::max) {  // nothing is averaged
+  fit_adaptive_window();
+  if (kind != PoolKind::lp) norm = {};
+  if (kind != PoolKind::avg) {  // nothing is averaged
     count_include_pad = 1;
     divisor = 0;
   }

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <type_traits>
 
 #include "status.h"
@@ -16,10 +17,10 @@ namespace fastconv {
 enum class DType : uint8_t { f32, f64, f16, bf16, u8, i8, i16, i32, i64 };
 enum class MathMode : uint8_t { ieee, tf32, fp32_3xtf32 };
 enum class Accuracy : uint8_t { torch, fast, fastest };
-enum class Activation : uint8_t { none, relu };
+enum class Activation : uint8_t { none, relu, leaky_relu, relu6, elu, sigmoid, tanh, silu, gelu, hardswish };
 // `gather` belongs to max-pooling alone: the transpose of its grad_input, needed for second derivatives.
 enum class Pass : uint8_t { forward, grad_input, grad_weight, gather };
-enum class PoolKind : uint8_t { max, avg };
+enum class PoolKind : uint8_t { max, avg, lp };
 enum class Layout : uint8_t { nchw, nhwc, both, strided };
 
 const char* name(DType);
@@ -31,6 +32,25 @@ const char* name(PoolKind);
 const char* name(Layout);
 int64_t size_of(DType);
 inline bool is_integer(DType t) { return t >= DType::u8; }
+
+// A real number as its bits, because problems are compared and hashed by bytes. Zero has one form.
+struct Real {
+  int64_t bits = 0;
+
+  static Real of(double value);
+  double value() const;
+};
+
+// leaky_relu: the slope for negative values; elu: alpha. The others have no parameter.
+bool has_parameter(Activation);
+// Whether the derivative follows from the activation's output alone; the others need its input.
+bool differentiable_from_output(Activation);
+// "relu", "leaky_relu:0.01": the word of an activation in a problem's text, and everywhere else that one is named. Reading
+// takes torch's default for a parameter left out; false if the word names no activation.
+std::string activation_word(Activation, Real parameter);
+bool read_activation(std::string_view word, Activation&, Real& parameter);
+std::string activation_names();  // "none, relu, ..."
+std::string shortest(double);    // the fewest digits that read back as the same number
 
 using Sizes4 = std::array<int64_t, 4>;    // n c h w, or k c r s for a filter
 using Strides4 = std::array<int64_t, 4>;  // in elements, same order as the sizes
@@ -54,12 +74,15 @@ struct ConvProblem {
   Strides4 x_strides{}, weight_strides{}, y_strides{};  // y stands for grad_output in the gradient passes
   // Forward: the residual. Gradient passes: the forward's output, by which grad_output is masked. Zero when unused.
   Strides4 aux_strides{};
+  Real activation_parameter{};
   DType dtype = DType::f32;
   MathMode math = MathMode::ieee;
   Accuracy accuracy = Accuracy::torch;
   Pass pass = Pass::forward;
   Activation activation = Activation::none;
-  uint8_t bias = 0;      // forward: adds a bias; grad_weight: also wants grad_bias
+  // forward: adds a bias of k values; grad_input: one of c values (transposed convolution); grad_weight: also wants
+  // grad_bias
+  uint8_t bias = 0;
   uint8_t residual = 0;  // forward only: adds aux before the activation
   uint8_t deterministic = 0;
   // log2 of the alignment in bytes of each operand's address, at most kFullAlignment
@@ -76,6 +99,7 @@ struct ConvProblem {
   Sizes4 x_sizes() const { return {n, c, h, w}; }
   Sizes4 weight_sizes() const { return {k, group_c(), r, s}; }
   Sizes4 y_sizes() const { return {n, k, p(), q()}; }
+  int64_t bias_size() const { return pass == Pass::grad_input ? c : k; }
   bool has_aux() const { return residual || (pass != Pass::forward && activation != Activation::none); }
 
   int64_t macs() const { return n * k * p() * q() * group_c() * r * s; }  // padding counted, as everybody does
@@ -92,11 +116,12 @@ struct ConvProblem {
 struct PoolProblem {
   int64_t n = 1, c = 1, h = 1, w = 1;
   int64_t p = 1, q = 1;  // output size: stored, because ceil_mode and adaptive pooling choose it
-  int64_t r = 1, s = 1;  // window
+  int64_t r = 1, s = 1;  // window; of adaptive pools, whose windows vary by one, the largest
   int64_t stride_h = 1, stride_w = 1;
   int64_t pad_top = 0, pad_left = 0;  // the bottom and right ones follow from p and q
   int64_t dilation_h = 1, dilation_w = 1;
   int64_t divisor = 0;  // average: the divisor_override, 0 if none
+  Real norm{};          // lp: y = (sum of x^norm over the window)^(1/norm), partial windows scaled up to r * s elements
   Strides4 x_strides{}, y_strides{}, offset_strides{};  // y stands for grad_output in grad_input
   DType dtype = DType::f32;
   PoolKind kind = PoolKind::max;
@@ -112,6 +137,15 @@ struct PoolProblem {
   // torch's rule: with ceil_mode a last window that would start beyond the padded input is dropped.
   // 0 or less: the window does not fit (0 too if the stride is not positive or the padded size overflows).
   static int64_t output_size(int64_t in, int64_t window, int64_t stride, int64_t pad, int64_t dilation, bool ceil_mode);
+  // Adaptive pooling, along one axis of `in` elements and `out` windows: window i covers [adaptive_begin(i),
+  // adaptive_end(i)), as in torch.
+  [[gnu::always_inline]]
+  static int64_t adaptive_begin(int64_t i, int64_t in, int64_t out) { return i * in / out; }
+  [[gnu::always_inline]]
+  static int64_t adaptive_end(int64_t i, int64_t in, int64_t out) { return ((i + 1) * in + out - 1) / out; }
+  static int64_t largest_adaptive_window(int64_t in, int64_t out);  // 1 if there are no windows
+  // Makes the window of an adaptive problem canonical; where all windows are equal, that is a plain problem.
+  void fit_adaptive_window();
   int64_t flops() const { return n * c * p * q * r * s; }  // one comparison or addition per window element
   int64_t minimum_bytes() const;
   void set_layout(Layout layout);

@@ -14,12 +14,21 @@ bool wants_determinism(const Problem&) {
 }
 bool wants_determinism(const ConvProblem& p) { return p.deterministic; }
 
+// What no row does yet.
+Status missing(const ConvProblem& p) {
+  if (p.activation > Activation::relu) return Status::refuse("knows no activation but relu");
+  if (p.bias && p.pass == Pass::grad_input) return Status::refuse("adds no bias in grad_input");
+  return {};
+}
+Status missing(const PoolProblem&) { return {}; }
+
 template <class Row, class Problem>
 Status answer(const Row& row, const Problem& p, Device device) {
   if (row.device != device) return Status::refuse(std::string("runs on ") + name(row.device) + " only");
   if (!(row.passes & bit(p.pass))) return Status::refuse(std::string("does not do ") + name(p.pass));
   if (!(row.dtypes & bit(p.dtype))) return Status::refuse(std::string("does not take ") + name(p.dtype));
   if (wants_determinism(p) && !row.deterministic) return Status::refuse("is not deterministic");
+  if (Status status = missing(p); !status) return status;
   return row.supports(p);
 }
 

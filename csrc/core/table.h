@@ -56,11 +56,13 @@ struct ConvOperands {
 };
 
 // Forward reads x, writes y and (max) offsets. grad_input reads y (grad_output) and offsets, writes x.
-// gather reads x and offsets, writes y.
+// gather reads x and offsets, writes y. LP pooling's grad_input also reads the forward's input and output.
 struct PoolOperands {
   void* x = nullptr;
   void* y = nullptr;
   void* offsets = nullptr;
+  const void* input = nullptr;   // strides as x
+  const void* output = nullptr;  // strides as y
 };
 
 struct Execution {

@@ -2,14 +2,16 @@
 //
 //   maxpool n1c64h224w224 r2s2 st2 pd0 dl1 f32 nchw fwd off8
 //   avgpool n1c64h56w56 r3s3 st2 pd1 dl1 f32 nhwc fwd ceil nopad div3
-//   avgpool n1c512h14w14 r1s1 st1 pd0 dl1 f32 nchw fwd adaptive p7q7
+//   avgpool n1c512h13w13 r3s3 st1 pd0 dl1 f32 nchw fwd adaptive p6q6
+//   lppool n1c64h56w56 r2s2 st2 pd0 dl1 f32 nchw fwd norm2
 //
 //   r s        the window; st, pd, dl: one number for both axes, or <h>x<w>; pads are symmetric
 //   layout     nchw or nhwc for all, else x:... y:..., then o:... if there are window offsets strided otherwise than y
 //   pass       fwd grad_input gather
 //   flags      in this order: off8, off16 or off32 (bits of a window offset), ceil, nopad (padding does not count in
-//              the average), div<number> (divisor_override), adaptive
-//   p q        the output size, last, and only of adaptive pools: of the others it follows from the rest
+//              the average), div<number> (divisor_override), norm<number> (of LP pooling), adaptive
+//   p q        the output size, last, and only of adaptive pools: of the others it follows from the rest. Reading
+//              replaces an adaptive pool's window by the right one; equal windows make it a plain pool.
 #include <charconv>
 #include <stdexcept>
 
@@ -42,6 +44,7 @@ std::string text(const PoolProblem& given) {
   if (p.ceil_mode) t += " ceil";
   if (!p.count_include_pad) t += " nopad";
   if (p.divisor) t += " div" + std::to_string(p.divisor);
+  if (p.kind == PoolKind::lp) t += " norm" + shortest(p.norm.value());
   if (p.adaptive) t += " adaptive p" + std::to_string(p.p) + "q" + std::to_string(p.q);
   return t;
 }
@@ -49,9 +52,9 @@ std::string text(const PoolProblem& given) {
 PoolProblem parse_pool(const std::string& source) {
   Words words(source);
   PoolProblem p;
-  const std::string kind = words.take("'maxpool' or 'avgpool'");
-  if (kind != "maxpool" && kind != "avgpool") words.fail("'maxpool' or 'avgpool'");
-  p.kind = kind == "maxpool" ? PoolKind::max : PoolKind::avg;
+  const std::string kind = words.take("'maxpool', 'avgpool' or 'lppool'");
+  if (kind != "maxpool" && kind != "avgpool" && kind != "lppool") words.fail("'maxpool', 'avgpool' or 'lppool'");
+  p.kind = kind == "maxpool" ? PoolKind::max : kind == "avgpool" ? PoolKind::avg : PoolKind::lp;
   words.keyed({{"n", &p.n}, {"c", &p.c}, {"h", &p.h}, {"w", &p.w}});
   words.keyed({{"r", &p.r}, {"s", &p.s}});
   words.pair("st", p.stride_h, p.stride_w);
@@ -86,17 +89,28 @@ PoolProblem parse_pool(const std::string& source) {
     if (error != std::errc() || *end || word != "div" + std::to_string(p.divisor) || !p.divisor)
       words.fail("div<number>, a number other than 0 that fits into 64 bits");
   }
+  if (p.kind == PoolKind::lp) {
+    const std::string word = words.take("norm<number>");
+    double norm = 0;
+    const bool named = word.rfind("norm", 0) == 0;
+    const auto [end, error] = std::from_chars(word.data() + (named ? 4 : 0), word.data() + word.size(), norm);
+    if (!named || error != std::errc() || *end) words.fail("norm<number>");
+    p.norm = Real::of(norm);
+  }
   p.adaptive = words.accept("adaptive");
   if (p.adaptive) words.keyed({{"p", &p.p}, {"q", &p.q}});
-  words.finish("off<bits>, ceil, nopad, div<number>, adaptive p<number>q<number>");
+  words.finish("off<bits>, ceil, nopad, div<number>, norm<number>, adaptive p<number>q<number>");
 
   const auto require_sound = [&] {
     const Status status = check(p);
     if (!status) throw std::invalid_argument("fastconv: bad problem '" + source + "': " + status.reason());
   };
-  if (p.kind == PoolKind::max && (!p.count_include_pad || p.divisor))
+  if (p.kind != PoolKind::avg && (!p.count_include_pad || p.divisor))
     throw std::invalid_argument("fastconv: bad problem '" + source + "': nopad and div belong to avgpool");
-  if (!p.adaptive) derive_output(p);
+  if (p.adaptive)
+    p.fit_adaptive_window();
+  else
+    derive_output(p);
   require_sound();
   words = layout_at;
   words.layouts({{"x", p.x_sizes(), &p.x_strides}, {"y", p.y_sizes(), &p.y_strides}});

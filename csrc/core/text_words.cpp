@@ -123,6 +123,13 @@ DType Words::dtype() {
   fail(all);
 }
 
+bool Words::activation(Activation& activation, Real& parameter) {
+  if (at_end() || words_[next_] == name(Activation::none) || !read_activation(words_[next_], activation, parameter))
+    return false;
+  ++next_;
+  return true;
+}
+
 void Words::finish(const char* flags) {
   if (!at_end()) fail_next(std::string("the end of the text, or a flag in the order ") + flags);
 }

@@ -32,6 +32,7 @@ class Words {
   int numbers(const char* prefix, int64_t (&values)[4]);
   int64_t number(const char* prefix);
   DType dtype();
+  bool activation(Activation& activation, Real& parameter);  // takes the word if it is an activation other than none
   void finish(const char* flags);  // throws if words are left; `flags` is the order in which they go
 
   struct Operand {

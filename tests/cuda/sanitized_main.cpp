@@ -37,10 +37,11 @@ bool run(const Problem& p, Operands o, Status (*supports)(const Problem&), void 
   if constexpr (std::is_same_v<Problem, ConvProblem>) {
     o.weight = &present;
     if (p.has_aux()) o.aux = &present;
-    if (p.bias && p.pass == Pass::forward) o.bias = &present;
+    if (p.bias && p.pass != Pass::grad_weight) o.bias = &present;
     if (p.bias && p.pass == Pass::grad_weight) o.grad_bias = &present;
-  } else if (p.offset_bytes) {
-    o.offsets = &present;
+  } else {
+    if (p.offset_bytes) o.offsets = &present;
+    if (p.kind == PoolKind::lp && p.pass == Pass::grad_input) o.input = o.output = &present;
   }
   visit_operands(p, o, [&](const char*, auto*& data, int64_t bytes, int64_t, bool) {
     memory.push_back(zeros(bytes));

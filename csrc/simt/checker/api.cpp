@@ -62,7 +62,7 @@ void form_plan(const ConvProblem& p, int, ConvPlan& plan) {
   direct_plan_form(p, form, plan);
 }
 
-// pointers: x, weight, y, bias, aux, grad_bias or x, y, offsets.
+// pointers: x, weight, y, bias, aux, grad_bias or x, y, offsets, input, output.
 Result run_row(const std::string& problem, const std::string& row, void* const* q, std::string& message) {
 #define FASTCONV_CONV_ROW(...)
 #define FASTCONV_POOL_ROW(...)
@@ -72,8 +72,8 @@ Result run_row(const std::string& problem, const std::string& row, void* const* 
                                                     entry##_supports, entry##_plan, entry##_run, message);
 #define FASTCONV_GPU_POOL_ROW(name, passes, dtypes, min_arch, summary, source, entry)                           \
   if (row == #name)                                                                                             \
-    return run<PoolProblem, PoolOperands, PoolPlan>(parse_pool(problem), {q[0], q[1], q[2]}, entry##_supports, \
-                                                    entry##_plan, entry##_run, message);
+    return run<PoolProblem, PoolOperands, PoolPlan>(parse_pool(problem), {q[0], q[1], q[2], q[3], q[4]},                \
+                                                    entry##_supports, entry##_plan, entry##_run, message);
 #include "../../core/algorithms.inc"
 #define FASTCONV_FORM(form)                                                                                          \
   if (row == "direct:" #form)                                                                                        \
