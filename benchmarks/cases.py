@@ -14,12 +14,16 @@ from .suites import BadSuite
 _C = fastconv.ops.extension()  # raises ExtensionError, which names the cure
 
 KINDS = ("conv", "max", "avg", "linear")
+_ACTIVATIONS = ("none", "relu")
 PASSES = ("fwd", "grad_input", "grad_weight", "train")
 DTYPES = ("f32", "f64", "f16", "bf16")
 LAYOUTS = tuple(models.LAYOUTS)
 _IN_TEXT = {"forward": "fwd", "grad_input": "grad_input", "grad_weight": "grad_weight"}
 _STEPS = (("st", "stride"), ("dl", "dilation"))
-_TEXT_ONLY = ("layout", "pass", "accuracy", "math", "deterministic", "p", "q", "adaptive", "offset_bytes")
+# What a forward problem does not have, or what follows from the rest.
+_DERIVED = ("layout", "pass", "accuracy", "math", "deterministic", "p", "q", "adaptive", "offset_bytes", "norm",
+            "activation_parameter", "x_strides", "y_strides", "weight_strides", "aux_strides", "offset_strides",
+            "x_align", "weight_align", "y_align")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ def _of_layer(layer, before, batch):
         return {"kind": "linear", "n": batch, "c": inputs_, "k": layer.features, "bias": layer.bias,
                 "activation": activation, "dtype": "f32"}  # fmt: skip
     fields = layer.problem(before, batch, "nchw")
-    return {key: value for key, value in fields.items() if key not in _TEXT_ONLY}
+    return {key: value for key, value in fields.items() if key not in _DERIVED}
 
 
 def of_suite(name):
@@ -194,14 +198,14 @@ def of_text(text):
     short = _IN_TEXT.get(parsed["pass"])
     if parsed["dtype"] not in DTYPES:
         raise ValueError(f"the benchmark runs {', '.join(DTYPES)}, not {parsed['dtype']}: '{text}'")
-    left_out = (*_TEXT_ONLY, "x_strides", "y_strides", "weight_strides", "aux_strides", "offset_strides")
-    fields = {key: v for key, v in parsed.items() if key not in left_out and not key.endswith("_align")}
+    fields = {key: value for key, value in parsed.items() if key not in _DERIVED}
     accuracy = parsed.get("accuracy")
     case = Case("", "problem", fields, short or "", (layout,) if layout in LAYOUTS else (), accuracy)
-    if not short or not case.layouts or case.problems(layout) != [(parsed["pass"], canonical)]:
+    known = case.kind in KINDS and fields.get("activation", "none") in _ACTIVATIONS and not parsed.get("adaptive")
+    if not (short and case.layouts and known and case.problems(layout) == [(parsed["pass"], canonical)]):
         raise ValueError(
-            f"the benchmark makes dense operands in nchw or nhwc and runs fwd, grad_input and grad_weight without "
-            f"tf32, det or al: words, so it cannot run '{text}'"
+            f"the benchmark makes dense operands in nchw or nhwc and runs fwd, grad_input and grad_weight of conv (relu "
+            f"or no activation), maxpool and avgpool, without tf32, det or al: words, so it cannot run '{text}'"
         )
     return case
 

@@ -57,6 +57,9 @@ def torch_gradient(case, t):
     fields = case.fields
     if fields["kind"] == "conv":
         return _torch_conv_gradient(case, t)
+    if o.is_global(fields):
+        count = fields["h"] * fields["w"]
+        return lambda dy, x, weight, y: [dy.expand_as(x) / count]
     if fields["kind"] == "avg":
         arguments = o.avg_arguments(fields)
         return lambda dy, x, weight, y: [torch.ops.aten.avg_pool2d_backward(dy, x, *arguments)]

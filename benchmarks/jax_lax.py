@@ -16,6 +16,10 @@ def absent():
     return None if importlib.util.find_spec("jax") else "not installed: pip install jax"
 
 
+def usable_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def contestant(case, t, layout, threads):
     """
     Raises:
@@ -23,7 +27,7 @@ def contestant(case, t, layout, threads):
     """
     if case.direction != "fwd":
         raise c.Refused("JAX is measured in forward passes only")
-    if threads != (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()):
+    if threads != usable_cores():
         raise c.Refused("XLA's threads cannot be limited to fewer than all")
     if case.dtype == "f64":
         raise c.Refused("JAX computes in float32 unless told otherwise for the whole process")

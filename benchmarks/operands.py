@@ -53,6 +53,8 @@ def torch_forward(fields, x, weight=None, bias=None, residual=None):
         )
     elif kind == "max":
         y = F.max_pool2d(x, window(fields), stride(fields), _pad(fields), dilation(fields), fields["ceil_mode"])
+    elif is_global(fields):
+        y = F.adaptive_avg_pool2d(x, 1)
     else:
         y = F.avg_pool2d(x, *avg_arguments(fields))
     if residual is not None:
@@ -96,6 +98,12 @@ def avg_arguments(fields):
     divisor = fields.get("divisor") or None
     counts = fields.get("count_include_pad", True)
     return window(fields), stride(fields), _pad(fields), fields["ceil_mode"], counts, divisor
+
+
+def is_global(fields):
+    """Whether an average is of every map as a whole, which PyTorch's users write as AdaptiveAvgPool2d(1): a mean."""
+    whole = window(fields) == [fields["h"], fields["w"]] and pads(fields) == [0, 0, 0, 0]
+    return fields["kind"] == "avg" and whole and not fields.get("divisor")
 
 
 def output_plane(fields):
