@@ -146,10 +146,10 @@ def test_problems_and_sweeps_run_and_an_impossible_one_does_not_stop_the_rest(tm
 
 def test_a_suite_runs(tmp_path):
     file = tmp_path / "out.json"
-    words = ["--suite", "oneDNN:shapes_pointnet", "--batch", "1", "--threads", "1", "--min-time", "0.001", "--runs", "1"]
+    words = ["--suite", "oneDNN:shapes_4bit", "--batch", "1", "--threads", "1", "--min-time", "0.001", "--runs", "1"]
     assert main(["run", *words, "--json", str(file)]) == 0
     data = json.loads(file.read_text())
-    assert {row["source"] for row in data["rows"]} == {"onednn:shapes_pointnet"}
+    assert {row["source"] for row in data["rows"]} == {"onednn:shapes_4bit"}
     assert all(row["batch"] == 1 and row["speed"] for row in data["rows"])
 
 
