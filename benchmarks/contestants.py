@@ -174,12 +174,6 @@ def is_refusal(error):
     return str(error).startswith("fastconv: no algorithm")
 
 
-def own_reason(refusal, algorithm):
-    """Of a refusal that lists every row's reason, the forced row's; all of it if that is not there."""
-    _, found, rest = refusal.partition(f"{algorithm} (cpu): ")
-    return f"{algorithm}: {rest.partition('; ')[0]}" if found else refusal
-
-
 def choices(case, layout, algorithm):
     """What fastconv runs a case with, a dict for each pass: "pass", "problem", "algorithm", "why", "workspace_bytes",
     "prepack_bytes" (the part of the workspace that keeps the transformed filter), "executed_macs".

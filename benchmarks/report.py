@@ -1,9 +1,7 @@
 """What a reader sees of a run: the header, the table of rows, the whole network, and how far to trust it."""
 
-import math
-
 from . import formulas as f
-from . import contestants, machine
+from . import machine
 from .rows import FAILED, FASTCONV, IMPOSSIBLE, REFUSED
 from .table import Column, Table, count, megabytes, milliseconds, percent
 
@@ -163,8 +161,14 @@ def _speed_cells(row, peaks, chosen, others):
 def _check_of(row):
     """The check in one line."""
     if row.check.startswith(REFUSED):
-        return f"refused by {contestants.own_reason(row.check, row.asked)}"
+        return f"refused by {_own_reason(row.check, row.asked)}"
     return " ".join(row.check.split())
+
+
+def _own_reason(refusal, algorithm):
+    """Of a refusal that lists every row's reason, the forced row's; all of it if that is not there."""
+    _, found, rest = refusal.partition(f"{algorithm} (cpu): ")
+    return f"{algorithm}: {rest.partition('; ')[0]}" if found else refusal
 
 
 def first_algorithm(bench):
@@ -251,7 +255,7 @@ def _side_line(name, figures):
 
 def _check_words(check, side):
     if "refused" in check:
-        return f"refused by {contestants.own_reason(check['refused'], side.removeprefix('fastconv '))}"
+        return f"refused by {_own_reason(check['refused'], side.removeprefix('fastconv '))}"
     words = f"largest difference from torch {check['difference']:.1e} of the largest output"
     if check.get("gradient_difference") is not None:
         words += f", of a gradient's norm {check['gradient_difference']:.1e}"
@@ -294,12 +298,3 @@ def _tally(values):
         if value:
             found[value] = found.get(value, 0) + 1
     return found
-
-
-def finite(value):
-    """JSON has no infinities or NaN: they become null. Layout names and such stay as they are."""
-    if isinstance(value, dict):
-        return {str(k): finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

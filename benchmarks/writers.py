@@ -17,9 +17,9 @@ def write(bench):
     """Every file that was asked for."""
     arguments = bench.arguments
     if arguments.json:
-        write_json(arguments.json, report.finite(as_json(bench)))
+        write_json(arguments.json, files.finite(as_json(bench)))
     if arguments.csv:
-        files.replace(arguments.csv, as_csv(report.finite(as_json(bench))))
+        files.replace(arguments.csv, as_csv(files.finite(as_json(bench))))
     if arguments.md:
         files.replace(arguments.md, report.row_table(bench).markdown())
 

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from benchmarks import cases, compiled, contestants, jax_lax, machine, onnx_runtime, operands, verify
+from benchmarks import cases, compiled, contestants, jax_lax, machine, onnx_runtime, operands, report, verify
 from benchmarks.operands import Operands
 from benchmarks.peers import PEERS
 from benchmarks.rows import facts_of
@@ -171,6 +171,6 @@ def test_a_refusal_gives_the_forced_rows_own_reason():
     with pytest.raises(RuntimeError) as raised:
         contestants.choices(case, "nchw", "depthwise")
     assert contestants.is_refusal(raised.value)
-    reason = contestants.own_reason(str(raised.value), "depthwise")
+    reason = report._own_reason(str(raised.value), "depthwise")
     assert reason.startswith("depthwise: takes one input channel per group only")
     assert "im2col" not in reason
