@@ -99,7 +99,7 @@ def _add_run_options(run, network):
     option(
         "--sweep", nargs="+", default=[], metavar="KEY=VALUE,...",
         help="every combination, e.g. batch=1,8,32 dtype=fp32,bf16 layout=nchw,nhwc pass=fwd,grad_input,grad_weight "
-        "accuracy=torch,fast",
+        "accuracy=torch,fast; layers alone, not the network as a whole",
     )  # fmt: skip
     option(
         "--image", type=_one_of(inputs.IMAGES, "image"), help=f"{', '.join(inputs.IMAGES)}; each network has a default"

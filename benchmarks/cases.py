@@ -204,14 +204,15 @@ def of_text(text):
     known = case.kind in KINDS and fields.get("activation", "none") in _ACTIVATIONS and not parsed.get("adaptive")
     if not (short and case.layouts and known and case.problems(layout) == [(parsed["pass"], canonical)]):
         raise ValueError(
-            f"the benchmark makes dense operands in nchw or nhwc and runs fwd, grad_input and grad_weight of conv (relu "
-            f"or no activation), maxpool and avgpool, without tf32, det or al: words, so it cannot run '{text}'"
+            f"the benchmark makes dense operands in nchw or nhwc and runs fwd, grad_input and grad_weight of conv "
+            f"(relu or no activation), maxpool and avgpool, without tf32, det or al: words, so it cannot run '{text}'"
         )
     return case
 
 
 _SIZES = re.compile(
-    r"(?P<kind>conv|maxpool|avgpool) n(?P<n>\d+)c(?P<c>\d+)h(?P<h>\d+)w(?P<w>\d+) (?:k(?P<k>\d+))?r(?P<r>\d+)s(?P<s>\d+) "
+    r"(?P<kind>conv|maxpool|avgpool) n(?P<n>\d+)c(?P<c>\d+)h(?P<h>\d+)w(?P<w>\d+) "
+    r"(?:k(?P<k>\d+))?r(?P<r>\d+)s(?P<s>\d+) "
     r"st(?P<stride>[\dx]+) pd(?P<pad>[\dx,]+) dl(?P<dilation>[\dx]+) (?:g(?P<groups>\d+) )?(?P<dtype>\w+) "
     r"(?P<layout>nchw|nhwc) (?P<pass>fwd|grad_input|grad_weight)\b(?P<flags>.*)"
 )

@@ -51,8 +51,8 @@ def _figure(row, by):
 
 
 def find_changes(old, new, by="ratio"):
-    """A dict for each row of either run (but torch's own layers): label, old, new (figures or None), change (relative; above 0 is slower),
-    apart (the quartile ranges do not overlap), broken (measured before, fails now), only ("old", "new" or None)."""
+    """A dict for each row of either run (but torch's own layers): label, old, new (figures or None), change (relative;
+    above 0 is slower), apart (the quartile ranges do not overlap), broken (measured before, fails now), only ("old", "new" or None)."""
     before, after = ({_key(row): row for row in rows if row["kind"] != "linear"} for rows in (old, new))
     changes = []
     for key in [*after, *(key for key in before if key not in after)]:
@@ -86,7 +86,12 @@ def _table(changes, by, limit):
     names = (f"old {unit}", f"new {unit}", "change")
     columns = [Column("row"), *(Column(name, **right) for name in names), Column("")]
     table = Table("old and new", columns)
-    words = lambda f: "-" if f is None else milliseconds(f["median"]) if by == "latency" else f"{f['median']:.3g}"  # noqa: E731
+
+    def words(figure):
+        if figure is None:
+            return "-"
+        return milliseconds(figure["median"]) if by == "latency" else f"{figure['median']:.3g}"
+
     for change in changes:
         relative = "-" if change["change"] is None else f"{change['change']:+.1%}"
         table.row([change["label"], words(change["old"]), words(change["new"]), relative, _verdict(change, limit)])

@@ -36,6 +36,7 @@ _ALL = (
          _of("compiled", "absent")),
     Peer("onnxruntime", "CPU, all graph optimisations, packed weights, bound outputs; forward only", "onnxruntime",
          _of("onnx_runtime", "contestant"), _of("onnx_runtime", "absent"), ("nchw",)),
-    Peer("jax", "XLA on all cores, NCHW and NHWC; forward only", "jax", _of("jax_lax", "contestant"), _of("jax_lax", "absent")),
+    Peer("jax", "XLA on all cores, NCHW and NHWC; forward only", "jax", _of("jax_lax", "contestant"),
+         _of("jax_lax", "absent")),
 )  # fmt: skip
 PEERS = {peer.name: peer for peer in _ALL}

@@ -1,4 +1,4 @@
-"""Pictures of a run's JSON: roofline, ratios, memory, accuracy against speed. Needs matplotlib, draws without a display."""
+"""Pictures of a run's JSON: roofline, ratios, memory, accuracy against speed. Needs matplotlib, but no display."""
 
 from collections import Counter
 
@@ -93,7 +93,6 @@ def _roofline(plt, rows, peaks, dtype, words):
     low, high = min(*intensities, compute / bandwidth) / 2, max(*intensities, compute / bandwidth) * 2
     corner = compute / bandwidth
     axes.plot([low, corner, high], [low * bandwidth, compute, compute], color="black", linewidth=1.5, zorder=1)
-    axes.annotate(f"{compute:.0f} GFLOP/s, torch.mm", (high, compute), (-4, 5), textcoords="offset points", ha="right")
     axes.set(xscale="log", yscale="log", xlim=(low, high))
     sides = Counter(side for row in rows for side in _pair_of(row))
     for side in sorted(sides, key=lambda name: name != FASTCONV):
@@ -105,16 +104,22 @@ def _roofline(plt, rows, peaks, dtype, words):
         hollow = side != FASTCONV
         axes.scatter(
             *zip(*points, strict=True), s=38, color="none" if hollow else COLOURS[side], edgecolors=COLOURS[side],
-            linewidths=1.3, label=side if side == FASTCONV else f"{side} (where the best peer)", zorder=2 if hollow else 3,
+            linewidths=1.3, label=f"{side} (where the best peer)" if hollow else side, zorder=2 if hollow else 3,
         )  # fmt: skip
     for row in rows:  # a thin line joins the two sides of a row
         speeds = [row["speed"]["sides"][side]["gflops"] for side in _pair_of(row)]
         axes.plot([row["arithmetic_intensity"]] * len(speeds), speeds, color="grey", linewidth=0.6, zorder=1)
     bottom = min(row["speed"]["sides"][side]["gflops"] for row in rows for side in _pair_of(row))
-    axes.set_ylim(bottom / 2, compute * 2.2)
+    top = max(row["speed"]["sides"][side]["gflops"] for row in rows for side in _pair_of(row))
+    axes.set_ylim(bottom / 2, max(top, compute) * 2)
     _plain(axes.xaxis)
     _plain(axes.yaxis)
-    _slanted(axes, low, bandwidth, corner)
+    roofs = [
+        axes.annotate(
+            f"{compute:.0f} GFLOP/s, torch.mm", (corner, compute), (-4, 6), textcoords="offset points", ha="right"
+        ),
+        _slanted(axes, low, bandwidth, corner),
+    ]
     axes.set(xlabel="FLOP per byte of least traffic", ylabel="GFLOP/s", title=f"Roofline measured in this run: {words}")
     axes.grid(True, which="major", linewidth=0.4, alpha=0.5)
     axes.legend(loc="lower right")
@@ -122,7 +127,8 @@ def _roofline(plt, rows, peaks, dtype, words):
     if len(named) <= _LABELLED:
         at = lambda row, side: (row["arithmetic_intensity"], row["speed"]["sides"][side]["gflops"])  # noqa: E731
         others = [at(row, side) for row in rows for side in _pair_of(row)]
-        _label_points(figure, axes, [at(row, FASTCONV) for row in named], [_case(row, rows) for row in named], others)
+        points, names = [at(row, FASTCONV) for row in named], [_case(row, rows) for row in named]
+        _label_points(figure, axes, points, names, others, roofs)
     return figure
 
 
@@ -160,7 +166,7 @@ def _plain(axis, words="{:g}"):
 def _slanted(axes, low, bandwidth, corner):
     """The words along the roof's slope."""
     at = low * (corner / low) ** 0.35 if corner > low else low
-    axes.annotate(
+    return axes.annotate(
         f"{bandwidth:.1f} GB/s, copy", (at, at * bandwidth), (0, 6), textcoords="offset points", rotation=45,
         rotation_mode="anchor", transform_rotates_text=True, ha="center", va="bottom",
     )  # fmt: skip
@@ -174,9 +180,9 @@ _PLACES = (
 )  # fmt: skip
 
 
-def _label_points(figure, axes, points, labels, others):
-    """Names beside points, in the first of several places where no name and no point is. Points of almost the same
-    place share a name, 'conv3_2, conv3_3'."""
+def _label_points(figure, axes, points, labels, others, texts):
+    """Names beside points, in the first of several places where no name, none of `texts` and no point is. Points of
+    almost the same place share a name, 'conv3_2, conv3_3'."""
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
@@ -187,6 +193,7 @@ def _label_points(figure, axes, points, labels, others):
     figure.canvas.draw()
     renderer, frame = figure.canvas.get_renderer(), axes.get_window_extent()
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axes.transData.transform(others)]
+    taken += [text.get_window_extent(renderer) for text in texts]
     for point, names in together.items():
         words = ", ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} more"
         for dx, dy, align in _PLACES:
@@ -268,7 +275,7 @@ def _memory(plt, rows):
     _pairs(saved, found, lambda row, side: row["saved_bytes"].get(side), (FASTCONV, "torch"))
     saved.set(title="Saved for backward", xlabel="MB")
     _pairs(peak, found, lambda row, side: side_peak(row, side), (FASTCONV, "torch"))
-    peak.set(title="Peak of one call", xlabel="MB: operands, results, scratch memory")
+    peak.set(title="Peak of one call", xlabel="MB: operands, results, scratch memory, kept filters")
     figure.legend(*peak.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     if rest:
         figure.suptitle(f"Memory{rest}", x=0.01, ha="left")
@@ -305,7 +312,8 @@ def _accuracy(plt, rows):
             axes.scatter(*zip(*found, strict=True), s=36, facecolors="none", edgecolors=COLOURS[side], label=name)
     axes.set(
         xscale="log", yscale="log", xlabel="GFLOP/s (2 x MAC of the problem, whatever the algorithm executes)",
-        ylabel="largest error / largest result, against float64", title="Accuracy against speed: right is faster, down is more exact",
+        ylabel="largest error / largest result, against float64",
+        title="Accuracy against speed: right is faster, down is more exact",
     )  # fmt: skip
     _plain(axes.xaxis)
     _plain(axes.yaxis, "{:.2g}")

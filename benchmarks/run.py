@@ -256,10 +256,8 @@ class Bench:
                 row.peak_bytes.setdefault(FASTCONV, {})[layout] = _peak(one, tensors, kept)
                 timed.append(one)
             row.saved_bytes[FASTCONV] = contestants.saved_for_backward(case, FASTCONV, operands.of("nchw"), row.asked)
-        except RuntimeError as refusal:
-            if not contestants.is_refusal(refusal):
-                raise
-            row.check = f"{REFUSED}: {refusal}"
+        except RuntimeError as error:
+            row.check = f"{REFUSED if contestants.is_refusal(error) else FAILED}: {error}"
             return []
         for layout in case.layouts:
             if wrong := verify.complaint(names, found[layout], torchs[layout], row.accuracy, case.dtype):
@@ -308,7 +306,7 @@ class Bench:
 
 def _peak(one, tensors, kept=0):
     """Operands, results and scratch memory of one call, and what is `kept` between calls."""
-    one.call()  # the results that were checked came from the first call; from the second on transformed filters are kept
+    one.call()  # the second one, the check's being the first: from now on transformed filters are kept
     extra = machine.peak_extra_bytes(one.call)
     return None if extra is None else tensors.nbytes() + kept + extra
 

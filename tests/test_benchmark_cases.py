@@ -160,7 +160,8 @@ def base():
 def test_a_sweep_is_every_combination_that_exists():
     given = sweep.parse(["batch=1,8", "dtype=fp32,bf16", "layout=nchw,nhwc", "pass=fwd,grad_input,grad_weight"])
     assert given == {
-        "batch": [1, 8], "dtype": ["f32", "bf16"], "layout": ["nchw", "nhwc"], "pass": ["fwd", "grad_input", "grad_weight"]
+        "batch": [1, 8], "dtype": ["f32", "bf16"], "layout": ["nchw", "nhwc"],
+        "pass": ["fwd", "grad_input", "grad_weight"],
     }  # fmt: skip
     found = sweep.apply(base(), given)
     assert len(found) == 2 * 2 * 2 * (3 + 2)  # a pool has no weight

@@ -1,4 +1,4 @@
-"""The sides of a case: every peer and every row computes the same, checked as a run checks it; absent ones are named."""
+"""The sides of a case: every peer and every row computes the same, checked as a run checks it."""
 
 import importlib.util
 
@@ -33,7 +33,9 @@ def checked(case):
     reference = [t.detach() for t in made.reference(contestants.torch_results)]
     names = made.result_names()
     assert len(names) == len(reference)
-    torchs = {layout: verify.errors(contestants.torch_results(case, made.of(layout)), reference) for layout in cases.LAYOUTS}
+    torchs = {
+        layout: verify.errors(contestants.torch_results(case, made.of(layout)), reference) for layout in cases.LAYOUTS
+    }
     for found in torchs.values():
         assert verify.torch_complaint(names, found, case.dtype) is None
     return made, reference, names, torchs

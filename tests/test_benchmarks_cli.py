@@ -340,7 +340,8 @@ def test_bad_arguments_say_what_is_right_and_exit_with_2(capsys, words, expected
 def test_list_names_networks_algorithms_and_inputs(capsys):
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
-    for name in ("lenet5", "alexnet-ungrouped", "vgg16", "direct", "max_pool", "china", "digits", "onnxruntime", "batch",
+    for name in ("lenet5", "alexnet-ungrouped", "vgg16", "direct", "max_pool", "china", "digits", "onnxruntime",
+                 "batch",
                  "onednn:shapes_resnet_50"):  # fmt: skip
         assert f"  {name} " in printed
     assert "16 convolutions, 1 pools" in printed

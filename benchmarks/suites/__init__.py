@@ -129,6 +129,6 @@ def _pool_kind(name):
 
 
 def _rounds_up(fields, out_h):
-    """Whether `out_h` comes out with ceil_mode only: the lists give the far padding instead, in numbers or as excess."""
+    """Whether `out_h` comes out with ceil_mode only: the lists give the far padding instead."""
     given = fields["h"], fields["r"], max(1, fields["stride_h"]), fields["pad_top"], fields["dilation_h"]
     return out_h not in (0, window_positions(*given)) and out_h == window_positions(*given, ceil_mode=True)
