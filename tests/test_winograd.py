@@ -23,6 +23,15 @@ def isa(request):
     _C.set_cpu_isa(before)
 
 
+@pytest.fixture(params=["filter kept", "filter fresh"])
+def filters(request):
+    """Whether a call reads transformed filters that were kept, or every block of tiles transforms them for itself."""
+    before = _C.processor()
+    _C.set_processor(**{**before, "always_fresh": request.param == "filter fresh"})
+    yield request.param
+    _C.set_processor(**before)
+
+
 def conv(x, weight, bias=None, pad=(1, 1, 1, 1), accuracy="fast", residual=None, activation="none", groups=1):
     return torch.ops.fastconv.conv2d(
         x, weight, bias, residual, [1, 1], list(pad), [1, 1], groups, activation, "winograd", accuracy
@@ -81,7 +90,7 @@ def supported(text):
 
 @pytest.mark.parametrize("accuracy", CLASSES)
 @pytest.mark.parametrize("pass_", PASSES)
-def test_error_of_each_class(pass_, accuracy, isa):
+def test_error_of_each_class(pass_, accuracy, isa, filters):
     ran = 0
     layouts = ("nchw", "nhwc", "x:nhwc w:nchw y:nchw", "x:nchw w:nhwc y:nhwc")
     flags = {
@@ -95,6 +104,9 @@ def test_error_of_each_class(pass_, accuracy, isa):
             if not supported(text):
                 assert "r5s5" in shape and (accuracy == "torch" or pass_ == "grad_weight")
                 continue
+            chosen = next(a for a in _C.explain(text, algorithm="winograd") if a["chosen"])
+            fresh = pass_ != "grad_weight" and filters == "filter fresh"
+            assert fresh == ("per block" in chosen["reason"]) and (not fresh or chosen["prepack_bytes"] == 0)
             check_conv(text, "winograd", threads=1 + (i + j) % 3, prepacked=j % 2 == 1, seed=i)
             ran += 1
     assert ran > 30
@@ -102,7 +114,7 @@ def test_error_of_each_class(pass_, accuracy, isa):
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 @pytest.mark.parametrize("pass_", PASSES)
-def test_half_types_round_as_torch_does(pass_, dtype, isa):
+def test_half_types_round_as_torch_does(pass_, dtype, isa, filters):
     for i, shape in enumerate(SHAPES):
         layout = ("nchw", "nhwc")[i % 2]
         epilogue = {"fwd": " bias relu res", "grad_input": " relu", "grad_weight": " bias relu"}[pass_]

@@ -12,6 +12,7 @@
 
 #include "../core/operands.h"
 #include "../core/selector.h"
+#include "../cpu/processor.h"
 #include "../cpu/winograd_transforms.h"
 #ifdef FASTCONV_WITH_CUDA
 #include "cuda_testing.h"
@@ -164,9 +165,23 @@ py::list winograd_forms() {
   return forms;
 }
 
+py::dict processor() {
+  const cpu::Processor& p = cpu::processor();
+  return py::dict(py::arg("multiply_adds") = p.multiply_adds, py::arg("second_level") = p.second_level,
+                  py::arg("always_fresh") = p.always_fresh);
+}
+
+void set_processor(int multiply_adds, int64_t second_level, bool always_fresh) {
+  cpu::set_processor({multiply_adds, second_level, always_fresh});
+  forget_plans();
+}
+
 }  // namespace
 
 void add_testing(py::module_& m) {
+  m.def("processor", &processor, "What the CPU's cost models know of the processor, a dict.");
+  m.def("set_processor", &set_processor, py::arg("multiply_adds"), py::arg("second_level"), py::arg("always_fresh"),
+        "What they shall believe from now on. For tests.");
   m.def("winograd_forms", &winograd_forms,
         "The matrices of every form of Winograd's algorithm: (outputs, taps, A^T, G, B^T), as nested lists.");
   m.def("run_row", &run_row, py::arg("text"), py::arg("row"), py::arg("addresses"), py::arg("threads") = 1,

@@ -1,9 +1,11 @@
-// The cost model that all CPU rows share. It only has to order rows on one machine, so it knows round figures: one
-// vector multiply-add per cycle at 2.5 GHz, 10 GB/s for moving data about, 5 us to wake the other threads.
+// The cost model that all CPU rows share. It only has to order rows on one machine, so it knows round figures: 2.5 GHz,
+// 10 GB/s for moving data about, 5 us to wake the other threads; and how many multiply-adds a core starts per cycle.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+
+#include "processor.h"
 
 namespace fastconv::cpu::cost {
 
@@ -13,7 +15,8 @@ constexpr double kLaunchSeconds = 5e-6;
 
 // `efficiency`: the part of the multiply-add rate that the row's inner loop reaches on a large problem.
 inline double seconds(int64_t macs, int64_t lanes, double efficiency, int threads, int64_t moved_bytes) {
-  const double compute = static_cast<double>(macs) / (kCyclesPerSecond * static_cast<double>(lanes) * efficiency);
+  const double rate = kCyclesPerSecond * processor().multiply_adds * static_cast<double>(lanes) * efficiency;
+  const double compute = static_cast<double>(macs) / rate;
   const double move = static_cast<double>(moved_bytes) / kBytesPerSecond;
   return (compute + move) / threads + (threads > 1 ? kLaunchSeconds : 0);
 }

@@ -7,6 +7,7 @@
 #include "cost.h"
 #include "direct.h"
 #include "gather.h"
+#include "processor.h"
 
 namespace fastconv::cpu {
 namespace {
@@ -41,21 +42,33 @@ Geometry geometry_of(const ConvProblem& p, int64_t m) {
   return s;
 }
 
-// Cycles that one core would take, at the rate that cost::seconds assumes. The filter counts as transformed already.
-double seconds(const Geometry& s, const ConvProblem& p, int64_t blocks, int threads) {
+// Whether the transformed filter of a group stays in the second-level cache beside a block of tiles.
+bool stays_near(const Geometry& s) {
+  return s.filter_blocks * s.shape.width * s.g.channels * s.n * s.n * 4 < processor().second_level / 2;
+}
+
+// Cycles that one core would take, at the rate that cost::seconds assumes.
+double seconds(const Geometry& s, const ConvProblem& p, int64_t blocks, bool kept, int threads) {
   const auto real = [](int64_t v) { return static_cast<double>(v); };
   const int64_t parts = blocks * div_up(div_up(s.tiles, blocks), s.shape.height);
   const int64_t frequencies = s.n * s.n, steps = s.filter_blocks * s.g.channels * frequencies;
+  const int rate = processor().multiply_adds;
   // A step of the inner loop: two multiply-adds per tile, no fewer than the loads' latency and the sums' stores hide.
-  const double multiply = real(steps) * (2 * real(s.tiles) / 0.93 + 2 * real(parts));
-  // The transformed filter streams by once per block: bytes per cycle from the second- or third-level cache or memory.
-  const double filter_bytes = real(steps * s.shape.width) * 4;
-  const double rate = filter_bytes < 1e6 ? 32 : filter_bytes < 16e6 ? 14 : 6;
+  const double multiply = real(steps) * (2 * real(s.tiles) / (0.93 * rate) + 2 * real(parts));
+  // A kept filter streams by once per block: bytes per cycle from the second- or third-level cache or memory (an AMD
+  // EPYC, or with two multiply-adds per cycle an Intel Xeon). Its weight is read for the hash, by one thread. A fresh one
+  // costs its transform: cycles per channel and filter block, measured on the Xeon.
+  const double bytes_kept = real(steps * s.shape.width) * 4;
+  const bool near = stays_near(s), far = bytes_kept > 16e6;
+  const double stream = near ? 32 : rate == 1 ? (far ? 6 : 14) : (far ? 3 : 9);
+  const double hash = real(s.filter_blocks * s.shape.width * s.g.channels * p.r * p.s * 4) / 4;
+  const double fresh = real(blocks * s.filter_blocks * s.g.channels) * (20.0 * real(p.r * p.s) + 6.0 * real(frequencies));
   // Cycles per value of a tile and vector of channels: the transforms, and turning planes into lanes of channels.
   const double in = s.g.src[1] == 1 ? 5 : 10, out = s.g.dst[1] == 1 ? 3.6 : 7;
   const double transforms = real(s.tiles * frequencies) * (in * real(div_up(s.g.channels, s.lanes())) +
                                                             out * real(div_up(s.g.filters, s.lanes())));
-  const double work = real(p.groups) * (std::max(multiply, real(blocks) * filter_bytes / rate) + transforms);
+  const double products = kept ? std::max(multiply, real(blocks) * bytes_kept / stream) : multiply + fresh;
+  const double work = real(p.groups) * (products + transforms + (kept ? hash * threads : 0));
   const double bytes = real(p.minimum_bytes());
   return (work / cost::kCyclesPerSecond + bytes / cost::kBytesPerSecond) / threads +
          (threads > 1 ? cost::kLaunchSeconds : 0) + 1e-6;
@@ -82,7 +95,7 @@ Status winograd_supports(const ConvProblem& p) {
 
 namespace {
 
-void plan_gather(const ConvProblem& p, int64_t m, int available, ConvPlan& plan) {
+void plan_gather(const ConvProblem& p, int64_t m, bool kept, int available, ConvPlan& plan) {
   const Geometry s = geometry_of(p, m);
   const int64_t n = s.n, lanes = s.lanes(), width = s.shape.width, channels = s.g.channels;
   const int64_t macs = p.groups * s.tiles * n * n * channels * s.filter_blocks * width;
@@ -91,8 +104,10 @@ void plan_gather(const ConvProblem& p, int64_t m, int available, ConvPlan& plan)
   // About one register tile of tiles (two where that is small): more only takes cache. At 14 x 32 the transformed
   // filter streams by at 128 bytes per 28 cycles, which the third-level cache sustains; at 8 x 32 it does not, so that
   // 16 tiles are one block of twice 8.
-  const int64_t good_tiles = s.shape.height * (s.shape.height < 8 ? 2 : 1) * (n == 4 ? 2 : 1);
-  const int64_t blocks = std::max<int64_t>(1, (s.tiles + good_tiles / 2 - 1) / good_tiles);
+  int64_t good_tiles = s.shape.height * (s.shape.height < 8 ? 2 : 1) * (n == 4 ? 2 : 1);
+  // A block that transforms its filters for itself: as many as leave room for them in three quarters of the cache.
+  if (!kept) good_tiles = std::max(good_tiles, (processor().second_level * 3 / 4 / 4 / (n * n) - 1024) / (channels + width));
+  const int64_t blocks = std::max<int64_t>(1, kept ? (s.tiles + good_tiles / 2 - 1) / good_tiles : div_up(s.tiles, good_tiles));
   const int64_t block_tiles = div_up(s.tiles, blocks);
   // Threads share the filters of a block where blocks are few, and transform its input each for themselves.
   int64_t splits = 1;
@@ -104,17 +119,19 @@ void plan_gather(const ConvProblem& p, int64_t m, int available, ConvPlan& plan)
   plan.detail[winograd::kSplits] = splits;
   plan.detail[winograd::kInputStride] = odd_lines(div_up(channels, lanes) * lanes * block_tiles);
   plan.detail[winograd::kSumStride] = odd_lines(width * block_tiles);
-  plan.detail[winograd::kFilterValues] = p.groups * s.filter_blocks * width * n * n * channels;
+  plan.detail[winograd::kFilterValues] = kept ? p.groups * s.filter_blocks * width * n * n * channels : 0;
   const int64_t frequencies = plan.detail[winograd::kInputStride] + plan.detail[winograd::kSumStride];
   plan.detail[winograd::kThreadBytes] =
-      4 * (n * n * frequencies + 2 * segment_floats(static_cast<int>(n), lanes)) + 5 * kArenaSlack;
+      4 * (n * n * (frequencies + (kept ? 0 : winograd::chunk_stride(width))) +
+           2 * segment_floats(static_cast<int>(n), lanes)) +
+      6 * kArenaSlack;
   plan.prepack_bytes = plan.detail[winograd::kFilterValues] * 4;
   plan.prepack_key = m;
   plan.workspace_bytes =
       plan.prepack_bytes + threads * arena_round(plan.detail[winograd::kThreadBytes]) + 2 * kArenaSlack;
   plan.executed_macs = macs;
 
-  plan.cost = seconds(s, p, blocks, threads);
+  plan.cost = seconds(s, p, blocks, kept, threads);
 }
 
 void plan_weight(const ConvProblem& p, int64_t m, int available, ConvPlan& plan) {
@@ -166,22 +183,26 @@ void plan_weight(const ConvProblem& p, int64_t m, int available, ConvPlan& plan)
 }
 
 void plan_form(const ConvProblem& p, int64_t m, int threads, ConvPlan& plan) {
-  if (p.pass == Pass::grad_weight)
-    plan_weight(p, m, threads, plan);
-  else
-    plan_gather(p, m, threads, plan);
+  if (p.pass == Pass::grad_weight) return plan_weight(p, m, threads, plan);
+  ConvPlan fresh = plan;
+  plan_gather(p, m, true, threads, plan);
+  if (stays_near(geometry_of(p, m)) && !processor().always_fresh) return;
+  plan_gather(p, m, false, threads, fresh);
+  if (fresh.cost < 1.05 * plan.cost || processor().always_fresh) plan = fresh;  // of near equals: it keeps no memory
 }
 
 // Minimal filtering F(m x m, r x r) by its name: for grad_weight the filter is the output, and m x m pixels the filter.
 const char* variant(const ConvPlan& plan) {
-  const bool weight = plan.problem.pass == Pass::grad_weight;
+  const bool weight = plan.problem.pass == Pass::grad_weight, fresh = !weight && plan.prepack_bytes == 0;
+#define FASTCONV_FRESH(name) (fresh ? name ", filters transformed per block" : name)
   switch (plan.problem.r * 10 + plan.detail[winograd::kOutputs]) {
-    case 32: return weight ? "F(3x3,2x2)" : "F(2x2,3x3)";
-    case 34: return weight ? "F(3x3,4x4)" : "F(4x4,3x3)";
-    case 36: return "F(6x6,3x3)";
-    case 52: return weight ? "F(5x5,2x2)" : "F(2x2,5x5)";
-    default: return "F(4x4,5x5)";
+    case 32: return weight ? "F(3x3,2x2)" : FASTCONV_FRESH("F(2x2,3x3)");
+    case 34: return weight ? "F(3x3,4x4)" : FASTCONV_FRESH("F(4x4,3x3)");
+    case 36: return FASTCONV_FRESH("F(6x6,3x3)");
+    case 52: return weight ? "F(5x5,2x2)" : FASTCONV_FRESH("F(2x2,5x5)");
+    default: return FASTCONV_FRESH("F(4x4,5x5)");
   }
+#undef FASTCONV_FRESH
 }
 
 }  // namespace
@@ -203,6 +224,7 @@ Status winograd_run(const ConvPlan& plan, const ConvOperands& operands, void* wo
 }
 
 Status winograd_prepack(const ConvPlan& plan, const ConvOperands& operands, void* prepacked, const Execution& exec) {
+  if (plan.prepack_bytes == 0) return {};
   Threads threads = exec.threads;
   threads.count = std::min(threads.count, plan.threads);
   FASTCONV_DISPATCH(winograd_filter, plan, operands.weight, prepacked, threads);

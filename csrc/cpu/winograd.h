@@ -26,7 +26,7 @@ enum Detail {
   kSplits,        // tasks that share a block's filters
   kInputStride,   // floats from one frequency to the next, of the transformed input
   kSumStride,     // and of the sums
-  kFilterValues,  // transformed filter
+  kFilterValues,  // transformed filter; 0: every block transforms it for itself, chunk by chunk
   kThreadBytes,
 };
 // For grad_weight. Tiles are of grad_output, m x m pixels.
@@ -49,7 +49,11 @@ inline int64_t odd_lines(int64_t floats) { return (((floats + 15) / 16) | 1) * 1
 
 // Tiles that are transformed together are neighbours in a row: with their margins, at most 32 pixels.
 constexpr int kSegmentPixels = 32;
+// Channels whose products are summed in registers, and whose filters are transformed together where blocks do that.
+constexpr int kChunkChannels = 32;
 constexpr int segment_tiles(int outputs, int taps) { return (kSegmentPixels - taps + 1) / outputs; }
+// Floats from one frequency to the next of such a chunk, for filter blocks of this width.
+constexpr int64_t chunk_stride(int64_t width) { return kChunkChannels * width + 16; }
 // Scratch of one segment: n rows of pixels before and after the transform of columns, or m rows of output.
 constexpr int64_t segment_floats(int size, int64_t lanes) { return size * (kSegmentPixels + lanes) * lanes; }
 

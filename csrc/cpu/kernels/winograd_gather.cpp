@@ -2,6 +2,8 @@
 //
 // A block of tiles goes through all its steps while it stays in the second-level cache: transform the input of all
 // channels, then for each 32 filters multiply at every frequency and transform the sums back to pixels.
+// The transformed filter, n^2 / r^2 times as large as the filter, is read from memory that keeps it between calls; where
+// that would take longer than the products, every block transforms the filter anew, 32 channels at a time.
 // Multiplications per output fall from r^2 to (n / m)^2: 4 times fewer for F(4x4,3x3). Per tile and 16 channels the
 // transforms take about 150 cycles for the input and 120 for the output, against n^2 * filters for the products.
 #include "../arena.h"
@@ -10,6 +12,7 @@
 #include "winograd_input.h"
 #include "winograd_multiply.h"
 #include "winograd_output.h"
+#include "winograd_taps.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
@@ -27,7 +30,7 @@ struct WinogradRun {
   const ConvProblem& p;
   const ConvOperands& operands;
   const Gather g;
-  const float* filter;
+  const float* filter;  // null: blocks transform it for themselves
   const TileGrid grid{div_up(g.rows.out, M), div_up(g.cols.out, M)};
   const int64_t tiles = p.n * grid.rows * grid.cols;
   const int64_t block_count = plan.detail[winograd::kBlocks];
@@ -70,12 +73,53 @@ struct WinogradRun {
 
   int64_t block_start(int64_t block) const { return tiles * block / block_count; }
 
+  // Sums of one filter block, its filters transformed already.
+  void multiply_kept(int64_t filter_block, int64_t count, const float* input, float* sums, LineWalk& reads,
+                     LineWalk& writes) const {
+    const int64_t parts = tile_parts(count), lines = larger(1, g.channels / kPrefetchEvery);
+    const float* w = filter + filter_block * N * N * g.channels * W;
+    for (int f = 0; f < N * N; ++f, w += g.channels * W)
+      for (int64_t part = 0; part < parts; ++part) {
+        const int64_t first = tile_start(part, parts, count), last = tile_start(part + 1, parts, count);
+        multiply(last - first, input + f * input_stride + first * L, block_tiles * L, w, g.channels,
+                 sums + f * sum_stride + first * W, reads.next(kReads * lines), writes.next(kWrites * lines));
+      }
+  }
+
+  // The same, transforming them here; `chunk` holds the transformed filters of kFlush channels.
+  void multiply_fresh(int64_t group, int64_t k0, int64_t count, const float* input, float* sums, float* chunk,
+                      LineWalk& writes) const {
+    constexpr int64_t kStride = winograd::chunk_stride(W), kLines = kFlush / kPrefetchEvery;
+    alignas(64) float staged[F::taps * F::taps * kPieceChannels * W];
+    const FilterSource<T> taps(p, g, operands.weight, group);
+    const int64_t parts = tile_parts(count);
+    for (int64_t c0 = 0; c0 < g.channels; c0 += kFlush) {
+      const int64_t channels = smaller(kFlush, g.channels - c0), next = c0 + kFlush;
+      for (int64_t c = 0; c < channels; c += kPieceChannels) {
+        const int64_t some = smaller(kPieceChannels, channels - c);
+        stage_taps<F::taps>(taps, k0, c0 + c, some, staged);
+        transform_taps<F>(staged, some, chunk + c * W, kStride);
+      }
+      const bool more = next < g.channels;
+      const TapLines<T> reads(taps, more ? k0 : smaller(k0 + W, g.filters - 1), more ? next : 0,
+                              smaller(kFlush, g.channels - (more ? next : 0)));
+      for (int f = 0; f < N * N; ++f)
+        for (int64_t part = 0; part < parts; ++part) {
+          const int64_t first = tile_start(part, parts, count), last = tile_start(part + 1, parts, count);
+          multiply_chunk(last - first, input + f * input_stride + c0 * block_tiles + first * L, block_tiles * L,
+                         chunk + f * kStride, channels, sums + f * sum_stride + first * W, c0 > 0,
+                         reads.run(f * parts + part), writes.next(kWrites * kLines));
+        }
+    }
+  }
+
   // Filter blocks [kb0, kb1) for one block of tiles.
   void block(Arena own, int64_t group, int64_t block, int64_t kb0, int64_t kb1, int64_t next_block) const {
     float* input = own.take<float>(N * N * input_stride);
     float* sums = own.take<float>(N * N * sum_stride);
     float* staged = own.take<float>(winograd::segment_floats(N, L));
     float* columns = own.take<float>(winograd::segment_floats(N, L));
+    float* chunk = filter ? nullptr : own.take<float>(N * N * winograd::chunk_stride(W));
     const TileSource<T> from = source(group);
     const TileTarget<T> to = target(group);
     const int64_t begin = block_start(block), end = block_start(block + 1), count = end - begin;
@@ -97,17 +141,13 @@ struct WinogradRun {
     LineWalk reads(in, grid, next_block < block_count ? block_start(next_block) : 0,
                    next_block < block_count ? block_start(next_block + 1) : 0, 0, g.channels);
 
-    const int64_t parts = tile_parts(count), lines = larger(1, g.channels / kPrefetchEvery);
     for (int64_t kb = kb0; kb < kb1; ++kb) {
       const int64_t k0 = kb * W, filters = smaller(W, g.filters - k0);
-      const float* w = filter + (group * filter_blocks + kb) * N * N * g.channels * W;
       LineWalk writes(out, grid, begin, end, k0, filters);
-      for (int f = 0; f < N * N; ++f, w += g.channels * W)
-        for (int64_t part = 0; part < parts; ++part) {
-          const int64_t first = tile_start(part, parts, count), last = tile_start(part + 1, parts, count);
-          multiply(last - first, input + f * input_stride + first * L, block_tiles * L, w, g.channels,
-                   sums + f * sum_stride + first * W, reads.next(kReads * lines), writes.next(kWrites * lines));
-        }
+      if (filter)
+        multiply_kept(group * filter_blocks + kb, count, input, sums, reads, writes);
+      else
+        multiply_fresh(group, k0, count, input, sums, chunk, writes);
       for (int64_t tile = begin; tile < end;) {
         const Segment segment = segment_at(grid, tile, end, kMostTiles);
         for (int64_t k = 0; k < filters; k += L)
@@ -123,9 +163,12 @@ void run_form(const ConvPlan& plan, const ConvOperands& operands, void* workspac
   Threads threads = exec.threads;
   threads.count = static_cast<int>(smaller(threads.count, plan.threads));
   Arena arena(workspace);
-  float* own_filter = arena.take<float>(plan.detail[winograd::kFilterValues]);
-  if (!exec.prepacked) winograd_filter(plan, operands.weight, own_filter, threads);
-  const float* filter = exec.prepacked ? static_cast<const float*>(exec.prepacked) : own_filter;
+  const float* filter = static_cast<const float*>(exec.prepacked);
+  if (!filter && plan.prepack_bytes > 0) {
+    float* own_filter = arena.take<float>(plan.detail[winograd::kFilterValues]);
+    winograd_filter(plan, operands.weight, own_filter, threads);
+    filter = own_filter;
+  }
   const ConvProblem& p = plan.problem;
   const WinogradRun<F, T> run{plan, p, operands, gather_of(p, 0), filter};
   parallel_tasks(threads, p.groups * run.block_count * run.splits, [&](int thread, int64_t task) {

@@ -10,13 +10,14 @@
 // will read and two of the output that this block will write.
 #pragma once
 
+#include "../winograd.h"
 #include "lines.h"
 #include "tile.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
 
-constexpr int kFlush = 32;
+constexpr int kFlush = winograd::kChunkChannels;
 constexpr int kPrefetchEvery = 4;  // channels
 constexpr int kReads = 2, kWrites = 2;  // lines each time
 // The filter, too: filters of 512 channels come from memory, and without this F(4x4) took 1.25 times as long there.
@@ -111,7 +112,17 @@ inline void outer(int64_t rows, const float* x, int64_t x_step, const float* w, 
   outer_rows<Rows>(x, x_step, w, w_step, tiles, acc, add, in, out);
 }
 
-// acc is [rows][kTileWidth]; 1 <= rows <= kTileHeight. Any number of channels.
+// One chunk of at most kFlush channels. acc is [rows][kTileWidth]; 1 <= rows <= kTileHeight.
+template <int Rows = kTileHeight>
+inline void multiply_chunk(int64_t rows, const float* x, int64_t x_block, const float* w, int64_t channels, float* acc,
+                           bool add, LineRun in, LineRun out) {
+  if constexpr (Rows > 1) {
+    if (rows != Rows) return multiply_chunk<Rows - 1>(rows, x, x_block, w, channels, acc, add, in, out);
+  }
+  multiply_rows<Rows>(x, x_block, w, channels, acc, add, in, out);
+}
+
+// Any number of channels.
 template <int Rows = kTileHeight>
 inline void multiply(int64_t rows, const float* x, int64_t x_block, const float* w, int64_t channels, float* acc,
                      LineRun in, LineRun out) {

@@ -1,0 +1,133 @@
+// From a filter's taps to the frequency domain, G g G^T, one piece at a time: filters of one register tile's width and a
+// few channels, staged as [tap][channel][tile width].
+#pragma once
+
+#include "../gather.h"
+#include "lines.h"
+#include "pack.h"
+#include "tile.h"
+#include "winograd_lanes.h"
+
+namespace fastconv::cpu::FASTCONV_ISA {
+namespace {
+
+constexpr int64_t kPieceChannels = 16;
+
+// Where the taps of a group's filters lie, in the roles they have in this pass.
+template <class T>
+struct FilterSource {
+  const T* weight;
+  int64_t filter_stride, channel_stride, row_stride, col_stride;
+  bool flip;  // taps in reverse order
+  int64_t filters, channels;
+
+  FilterSource(const ConvProblem& p, const Gather& g, const void* data, int64_t group)
+      : weight(static_cast<const T*>(data) + group * p.group_k() * p.weight_strides[0]),
+        filter_stride(g.filter_stride),
+        channel_stride(g.channel_stride),
+        row_stride(p.weight_strides[2]),
+        col_stride(p.weight_strides[3]),
+        flip(g.rows.tap_step < 0),
+        filters(g.filters),
+        channels(g.channels) {}
+
+  const T* at(int64_t filter, int64_t channel) const {
+    return weight + filter * filter_stride + channel * channel_stride;
+  }
+};
+
+// L filters of `count` <= L contiguous taps, turned: rows[t] holds tap t of every filter.
+template <class T>
+inline void turn_taps(const T* src, int64_t filter_stride, int64_t count, Vec<float>* rows) {
+  constexpr int L = kLanes<float>;
+#pragma GCC unroll 16
+  for (int l = 0; l < L; ++l) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      rows[l] = load_part(src + l * filter_stride, count);
+    } else {
+      float values[L] = {};
+      for (int64_t t = 0; t < count; ++t) values[t] = widen(src[l * filter_stride + t]);
+      rows[l] = load(values);
+    }
+  }
+  transpose_registers<float>(rows);
+}
+
+// Taps of the filters from `filter` on, at most a tile's width, and of `channels` <= kPieceChannels channels.
+template <int Side, class T>
+inline void stage_taps(const FilterSource<T>& s, int64_t filter, int64_t channel, int64_t channels, float* dst) {
+  constexpr int L = kLanes<float>, W = kTileWidth<float>, taps = Side * Side;
+  const int64_t filters = s.filters - filter < W ? s.filters - filter : W;
+  const auto slot = [&](int64_t t) { return s.flip ? taps - 1 - t : t; };
+  const T* src = s.at(filter, channel);
+  const bool taps_dense = s.col_stride == 1 && s.row_stride == Side;
+  if (filters < W) zero(dst, taps * kPieceChannels * W);
+  if (taps_dense && s.channel_stride == taps) {
+    pack(Reader<T>{src, s.filter_stride, 1}, filters, channels * taps,
+         [&](int64_t j) { return dst + (slot(j % taps) * kPieceChannels + j / taps) * W; });
+  } else if (taps_dense && filters == W) {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t i = 0; i < W; i += L)
+        for (int64_t t = 0; t < taps; t += L) {
+          Vec<float> rows[L];
+          const int64_t count = taps - t < L ? taps - t : L;
+          turn_taps(src + c * s.channel_stride + i * s.filter_stride + t, s.filter_stride, count, rows);
+#pragma GCC unroll 16
+          for (int j = 0; j < L; ++j)
+            if (j < count) store(dst + (slot(t + j) * kPieceChannels + c) * W + i, rows[j]);
+        }
+  } else {
+    for (int64_t t = 0; t < taps; ++t)
+      pack(Reader<T>{src + t / Side * s.row_stride + t % Side * s.col_stride, s.filter_stride, s.channel_stride},
+           filters, channels, [&](int64_t c) { return dst + (slot(t) * kPieceChannels + c) * W; });
+  }
+}
+
+// dst: frequencies `stride` floats apart, each [channels][tile width].
+template <class F>
+inline void transform_taps(const float* staged, int64_t channels, float* dst, int64_t stride) {
+  constexpr int N = F::size, R = F::taps, L = kLanes<float>, W = kTileWidth<float>, kPiece = kPieceChannels * W;
+  for (int64_t i = 0; i < channels * W; i += L) {
+    Lanes half[R][N];
+#pragma GCC unroll 8
+    for (int s = 0; s < R; ++s) {
+      Lanes column[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) column[r] = load(staged + (r * R + s) * kPiece + i);
+      analyse<typename F::G>(column, half[s]);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < N; ++r) {
+      Lanes row[R], out[N];
+#pragma GCC unroll 8
+      for (int s = 0; s < R; ++s) row[s] = half[s][r];
+      analyse<typename F::G>(row, out);
+#pragma GCC unroll 8
+      for (int s = 0; s < N; ++s) store(dst + (r * N + s) * stride + i, out[s]);
+    }
+  }
+}
+
+// The lines of `channels` channels' taps, in runs of the fast direction of the weight, to prefetch them.
+template <class T>
+struct TapLines {
+  const char* base;
+  int64_t row, step, next;  // bytes
+  int64_t rows;
+
+  TapLines(const FilterSource<T>& s, int64_t filter, int64_t channel, int64_t channels) {
+    constexpr int64_t bytes = sizeof(T);
+    const bool dense = s.col_stride == 1;
+    const bool along_channels = s.channel_stride < s.filter_stride;
+    const int64_t wide = s.filters - filter < kTileWidth<float> ? s.filters - filter : kTileWidth<float>;
+    base = reinterpret_cast<const char*>(s.at(filter, channel));
+    row = (along_channels ? s.filter_stride : s.channel_stride) * bytes;
+    rows = along_channels ? wide : channels;
+    step = dense ? kLineBytes : s.col_stride * bytes;
+    next = dense ? 16 * kLineBytes : kLineBytes;  // what a run of 16 lines has covered, or one line of each tap
+  }
+  LineRun run(int64_t i) const { return {base + i % rows * row + i / rows * next, step}; }
+};
+
+}  // namespace
+}  // namespace fastconv::cpu::FASTCONV_ISA
