@@ -98,6 +98,11 @@ class Case:
         """
         return [(each, _C.problem_text(self._fields(each, layout, accuracy))) for each in self.passes()]
 
+    def texts(self, accuracy="torch"):
+        """{layout: the text of the first pass}; nothing for linear layers, which are no problems of the extension."""
+        layouts = () if self.kind == "linear" else self.layouts
+        return {layout: self.problems(layout, accuracy)[0][1] for layout in layouts}
+
     def _fields(self, each, layout, accuracy):
         fields = {**self.fields, "layout": layout, "pass": each}
         if self.kind == "conv":

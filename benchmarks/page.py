@@ -28,8 +28,8 @@ _NOTES = (
     "shown in the faster of the layouts it was run in. The ratio is the median of the rounds' own ratios; above 1 "
     "fastconv is faster. Outputs were verified before timing.",
     "FLOPs are 2 × MAC (pools: one per window element); executed are the multiplications that the algorithm does; "
-    "least bytes count every operand once; the share of the roofline is of the two measured peaks, which data in cache can "
-    "exceed.",
+    "least bytes count every operand once; the share of the roofline is of the two measured peaks, which data in cache "
+    "can exceed.",
     "Errors are max |y − reference| / max |reference|; the reference is PyTorch in float64.",
 )
 

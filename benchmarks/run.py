@@ -1,7 +1,8 @@
 """`python -m benchmarks run`: verify every case on every side, then measure it, then report.
 
-Cases (cases.py) times numbers of threads times algorithms are the rows; contestants (contestants.py, peers.py) are
-the sides; measure.py is the one measuring loop; report.py and writers.py are the readers' and the machines' views.
+Cases (cases.py) times numbers of threads times algorithms are the rows (rows.py); contestants (contestants.py,
+peers.py) are the sides; trial.py verifies and measures; report.py and writers.py are the readers' and the machines'
+views.
 """
 
 import contextlib
@@ -12,13 +13,14 @@ from dataclasses import dataclass
 import fastconv
 import torch
 
-from . import cases, contestants, inputs, machine, measure, models, networks, report, sweep, verify, writers
+from . import cases, contestants, inputs, machine, models, networks, report, sweep, writers
 from .extras import need
 from .nearest import did_you_mean
 from .operands import Operands, TooLarge
 from .peers import PEERS
 from .progress import progress
-from .rows import FAILED, FASTCONV, IMPOSSIBLE, OK, REFUSED, Row, facts_of
+from .rows import IMPOSSIBLE, Row, facts_of
+from .trial import Trial
 from .whole import WholeNetwork
 
 
@@ -159,121 +161,34 @@ class Bench:
 
     def _one(self, work, bar, tick):
         """Verify and measure a case; a problem that PyTorch does not take is said so in its rows."""
-        case, arguments = work.case, self.arguments
-        torch.set_num_threads(max(self.numbers_of_threads()))
-        bar.stage(f"verifying {case.name or case.kind}")
+        case, arguments, counts = work.case, self.arguments, self.numbers_of_threads()
+        name = case.name or case.kind
+        torch.set_num_threads(max(counts))
+        bar.stage(f"verifying {name}")
         try:
             operands = Operands(case, arguments.seed, machine.free_memory())
             reference = [t.detach() for t in operands.reference(contestants.torch_results)]
             facts = facts_of(case, fastconv.ops.extension())
-            texts = (
-                {}
-                if case.kind == "linear"
-                else {layout: case.problems(layout, arguments.accuracy)[0][1] for layout in case.layouts}
-            )
+            texts = case.texts(arguments.accuracy)
         except (TooLarge, RuntimeError, ValueError, TypeError, OverflowError) as error:
             for row in work.rows:
                 row.check = f"{IMPOSSIBLE}: {str(error).strip()}"
             return
-        counts = self.numbers_of_threads()
-        with contestants.accuracy(case.accuracy or arguments.accuracy):
+        for row in work.rows:
+            row.facts, row.texts = facts, texts
+        with (
+            contestants.accuracy(case.accuracy or arguments.accuracy),
+            torch.set_grad_enabled(case.direction == "train"),
+        ):
             for at, threads in enumerate(counts):
                 torch.set_num_threads(threads)
                 rows = [row for row in work.rows if row.threads == threads]
-                for row in rows:
-                    row.facts, row.texts = facts, texts
-                bar.stage(f"verifying {case.name or case.kind}")
-                with torch.set_grad_enabled(case.direction == "train"):
-                    timed = self._verified(case, operands, reference, rows, threads)
-                    bar.stage(f"measuring {case.name or case.kind}")
-                    part = lambda done, at=at: tick((at + done) / len(counts))  # noqa: E731
-                    self._measure(timed, part)
-
-    def _verified(self, case, operands, reference, rows, threads):
-        """[(contestant, the rows that its samples belong to)] of the sides that passed."""
-        layouts = models.layouts_of(case)
-        torchs = self._torchs_errors(case, operands, reference, rows, threads, layouts)
-        timed = []
-        for name in self._peers():
-            for layout in (each for each in layouts if each in PEERS[name].layouts):
-                one = self._peer(name, case, operands, reference, rows, threads, layout, torchs)
-                if one:
-                    timed.append((one, rows))
-        for row in rows:
-            timed += [(one, [row]) for one in self._ours(case, operands, reference, row, torchs)]
-        return timed
-
-    def _torchs_errors(self, case, operands, reference, rows, threads, layouts):
-        """PyTorch's errors in each layout: what every other side is held to."""
-        found = {}
-        saved = None if case.kind == "linear" else contestants.saved_for_backward(case, "torch", operands.of("nchw"))
-        for layout in layouts:
-            one = contestants.torch_eager(case, operands.of(layout), layout, threads)
-            found[layout] = verify.errors(one.results(), reference)
-        complaints = (verify.torch_complaint(operands.result_names(), e, case.dtype) for e in found.values())
-        wrong = next((words for words in complaints if words), None)
-        for row in rows:
-            row.errors["torch"] = found
-            if saved is not None:
-                row.saved_bytes["torch"] = saved
-            if wrong:
-                row.check = f"{FAILED}: PyTorch itself, {wrong}"
-        return found
-
-    def _peer(self, name, case, operands, reference, rows, threads, layout, torchs):
-        """The contestant, checked; None if it cannot run the case or computes something else."""
-        tensors = operands.of(layout)
-        try:
-            one = PEERS[name].contestant(case, tensors, layout, threads)
-        except contestants.Refused as refusal:
-            for row in rows:
-                row.unable[name] = str(refusal)
-            return None
-        found = verify.errors(one.results(), reference)
-        peak = _peak(one, tensors)
-        wrong = verify.peer_complaint(operands.result_names(), found, torchs[layout], case.dtype)
-        for row in rows:
-            row.errors.setdefault(name, {})[layout] = found
-            row.peak_bytes.setdefault(name, {})[layout] = peak
-            if wrong:
-                row.wrong[name] = f"{layout}, {wrong}"
-            if case.kind == "linear" and not row.check.startswith(FAILED):
-                row.check = OK  # torch's layer: there is no other side to check
-        return None if wrong else one
-
-    def _ours(self, case, operands, reference, row, torchs):
-        """fastconv's contestants of a row, one for each layout; none if it refuses, or one of them is wrong."""
-        if case.kind == "linear" or row.check.startswith(FAILED):
-            return []
-        found, timed, names = row.errors.setdefault(FASTCONV, {}), [], operands.result_names()
-        try:
-            for layout in case.layouts:
-                row.choices[layout] = contestants.choices(case, layout, row.asked)
-                tensors = operands.of(layout)
-                one = contestants.fastconv_row(case, tensors, layout, row.asked)
-                found[layout] = verify.errors(one.results(), reference)
-                kept = sum(choice["prepack_bytes"] for choice in row.choices[layout])
-                row.peak_bytes.setdefault(FASTCONV, {})[layout] = _peak(one, tensors, kept)
-                timed.append(one)
-            row.saved_bytes[FASTCONV] = contestants.saved_for_backward(case, FASTCONV, operands.of("nchw"), row.asked)
-        except RuntimeError as error:
-            row.check = f"{REFUSED if contestants.is_refusal(error) else FAILED}: {error}"
-            return []
-        for layout in case.layouts:
-            if wrong := verify.complaint(names, found[layout], torchs[layout], row.accuracy, case.dtype):
-                row.check = f"{FAILED}: {layout}, {wrong}"
-                return []
-        row.check = OK
-        return timed
-
-    def _measure(self, timed, tick):
-        calls, samples = {}, {}
-        for number, (one, rows) in enumerate(timed):
-            calls[number], samples[number] = one.call, []
-            for row in rows:
-                row.samples.setdefault(one.side, {})[one.layout] = samples[number]
-        if calls:
-            measure.interleaved(calls, samples, self.arguments.runs, self.arguments.min_time, tick=tick)
+                bar.stage(f"verifying {name}")
+                trial = Trial(case, operands, reference, rows, threads)
+                trial.verify(self._peers())
+                bar.stage(f"measuring {name}")
+                part = lambda done, at=at: tick((at + done) / len(counts))  # noqa: E731
+                trial.measure(arguments.runs, arguments.min_time, part)
 
     def _whole_network(self, model, x, bar, share):
         arguments, counts = self.arguments, self.numbers_of_threads()
@@ -302,13 +217,6 @@ class Bench:
             spreads = [row.spread() for row in self.rows if row.threads == threads and row.measured()]
             reasons += machine.noise(before, self.peaks_after.get(threads), spreads)
         return list(dict.fromkeys(reasons))
-
-
-def _peak(one, tensors, kept=0):
-    """Operands, results and scratch memory of one call, and what is `kept` between calls."""
-    one.call()  # the second one, the check's being the first: from now on transformed filters are kept
-    extra = machine.peak_extra_bytes(one.call)
-    return None if extra is None else tensors.nbytes() + kept + extra
 
 
 def check_terminal():
