@@ -28,7 +28,7 @@ class _Layer(torch.nn.Module):
         self.weight, self.bias = (None if p is None else torch.nn.Parameter(p.detach()) for p in (t.weight, t.bias))
 
     def forward(self, x, residual):
-        return o.torch_forward(self.fields, x, self.weight, self.bias, residual)
+        return o.torch_forward(self.fields, x, self.weight, self.bias, residual, best=True)
 
 
 def contestant(case, t, layout, threads):
@@ -53,8 +53,9 @@ def _call(case, t):
         return lambda: [layer(t.x, t.residual)]
     if case.direction == "train":
         forward = torch.compile(
-            lambda x, weight, bias, residual: o.torch_forward(case.fields, x, weight, bias, residual), dynamic=False
+            lambda x, weight, bias, residual: o.torch_forward(case.fields, x, weight, bias, residual, best=True),
+            dynamic=False,
         )
         return lambda: c.forward_and_gradients(lambda: forward(t.x, t.weight, t.bias, t.residual), t)
-    gradient = torch.compile(c.torch_gradient(case, t), dynamic=False)
+    gradient = torch.compile(c.torch_gradient(case, t, best=True), dynamic=False)
     return lambda: gradient(t.dy, t.x, t.weight, t.y)

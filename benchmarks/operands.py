@@ -42,8 +42,9 @@ class Tensors:
         return sum(t.numel() * t.element_size() for t in self.all())
 
 
-def torch_forward(fields, x, weight=None, bias=None, residual=None):
-    """PyTorch's best eager call: ReLU in place, unequal pads by F.pad."""
+def torch_forward(fields, x, weight=None, bias=None, residual=None, best=False):
+    """PyTorch's function of the same name, as a layer uses it: ReLU in place, unequal pads by F.pad. `best`: what
+    else PyTorch has for the problem, if that is faster: a mean for averages over whole maps (AdaptiveAvgPool2d(1))."""
     kind = fields["kind"]
     if kind == "linear":
         y = F.linear(x.flatten(1), weight, bias)
@@ -53,7 +54,7 @@ def torch_forward(fields, x, weight=None, bias=None, residual=None):
         )
     elif kind == "max":
         y = F.max_pool2d(x, window(fields), stride(fields), _pad(fields), dilation(fields), fields["ceil_mode"])
-    elif is_global(fields):
+    elif best and is_global(fields):
         y = F.adaptive_avg_pool2d(x, 1)
     else:
         y = F.avg_pool2d(x, *avg_arguments(fields))
@@ -101,7 +102,7 @@ def avg_arguments(fields):
 
 
 def is_global(fields):
-    """Whether an average is of every map as a whole, which PyTorch's users write as AdaptiveAvgPool2d(1): a mean."""
+    """Whether an average is of every map as a whole."""
     whole = window(fields) == [fields["h"], fields["w"]] and pads(fields) == [0, 0, 0, 0]
     return fields["kind"] == "avg" and whole and not fields.get("divisor")
 

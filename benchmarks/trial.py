@@ -46,8 +46,8 @@ class Trial:
         if case.kind != "linear":
             saved["torch"] = contestants.saved_for_backward(case, "torch", self.operands.of("nchw"))
         for layout in self._layouts:
-            one = contestants.torch_eager(case, self.operands.of(layout), layout, self.threads)
-            self._torchs[layout] = self._errors(one)
+            results = contestants.torch_results(case, self.operands.of(layout))
+            self._torchs[layout] = verify.errors(results, self._reference)
             wrong = wrong or verify.torch_complaint(self._names, self._torchs[layout], case.dtype)
         for row in self.rows:
             row.errors["torch"], row.saved_bytes = dict(self._torchs), dict(saved)

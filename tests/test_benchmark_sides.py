@@ -53,6 +53,19 @@ def test_fastconv_passes_in_every_pass_dtype_and_layout(name, direction, dtype):
         assert [c["pass"] for c in contestants.choices(case, layout, "auto")] == case.passes()
 
 
+@pytest.mark.parametrize("direction", ["fwd", "grad_input", "train"])
+def test_averages_of_whole_maps_are_means_where_pytorch_is_timed(direction):
+    """Its mean of a map is more exact than avg_pool2d, to which fastconv's function of that name is held."""
+    case = cases.of_text("avgpool n1c16h56w56 r56s56 st1 pd0 dl1 f32 nchw fwd").replace(direction=direction)
+    made, reference, names, torchs = checked(case)
+    with torch.set_grad_enabled(direction == "train"):
+        results = contestants.torch_eager(case, made.of("nchw"), "nchw", 1).results()
+    found = verify.errors(results, reference)
+    assert verify.peer_complaint(names, found, torchs["nchw"]) is None
+    if direction == "fwd":
+        assert found[0] < torchs["nchw"][0] / 2
+
+
 @pytest.mark.parametrize("name, direction", [("conv", "fwd"), ("conv", "grad_weight"), ("max", "grad_input")])
 def test_a_wrong_result_of_either_side_is_seen(name, direction):
     made, reference, names, torchs = checked(case_of(name, direction))
