@@ -122,7 +122,8 @@ def offset_bytes(positions):
 
 
 def of_network(network, model, x, only=None):
-    """The cases of a network's layers, each with the tensors that it sees when `model` (models.build) is given `x`.
+    """The cases of a network's layers, each with the tensors that it sees when `model` (models.build) is given `x`;
+    batch normalisation is folded into its convolution.
 
     Layers of other kinds than KINDS (additions, concatenations, ...) are no cases of their own. `only`: names.
     """
@@ -132,9 +133,8 @@ def of_network(network, model, x, only=None):
     cases = []
     for name, seen in _inputs_of(model, x, names).items():
         layer, before = described[name]
-        module = model.get_submodule(name)
-        parameters = [getattr(module, p, None) for p in ("weight", "bias")]
-        tensors = (seen, *(None if p is None else p.detach() for p in parameters))
+        parameters = models.weight_and_bias(model, name) if layer.kind in ("conv", "linear") else (None, None)
+        tensors = (seen, *parameters)
         cases.append(Case(name, network.name, _of_layer(layer, before, len(x)), tensors=tensors, first=name == first))
     return cases
 

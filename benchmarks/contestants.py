@@ -20,12 +20,14 @@ class Refused(Exception):
 
 @dataclass
 class Contestant:
-    """`call()` is timed. `results()` does the same and returns torch tensors [output, gradients...]."""
+    """`call()` is timed. `results()` does the same and returns torch tensors [output, gradients...]. `held_bytes` stay
+    allocated between calls beside the operands."""
 
     side: str
     layout: str
     call: object
     results: object = None
+    held_bytes: int = 0
 
     def __post_init__(self):
         self.results = self.results or self.call
@@ -92,7 +94,8 @@ def _torch_conv_gradient(case, t):
 
 
 def fastconv_row(case, tensors, layout, algorithm):
-    return Contestant("fastconv", layout, fastconv_call(case, tensors, algorithm))
+    kept = sum(choice["prepack_bytes"] for choice in choices(case, layout, algorithm))
+    return Contestant("fastconv", layout, fastconv_call(case, tensors, algorithm), held_bytes=kept)
 
 
 def fastconv_call(case, t, algorithm):

@@ -19,6 +19,11 @@ def window_positions(size, window, stride=1, padding=0, dilation=1, ceil_mode=Fa
     return count
 
 
+def transposed_size(size, window, stride=1, padding=0):
+    """Rows or columns that a transposed convolution makes: the inverse of window_positions where that divides."""
+    return (size - 1) * stride - 2 * padding + window
+
+
 def elements(shape):
     product = 1
     for size in shape:
@@ -32,6 +37,11 @@ def conv_macs(n, k, p, q, c, r, s, groups=1):
 
 def conv_parameters(k, c, r, s, groups=1, bias=True):
     return k * (c // groups) * r * s + (k if bias else 0)
+
+
+def norm_parameters(channels):
+    """Scale and shift of batch normalisation; the running mean and variance are not trained."""
+    return 2 * channels
 
 
 def linear_macs(n, inputs, outputs):

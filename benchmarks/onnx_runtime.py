@@ -58,7 +58,7 @@ def contestant(case, t, layout, threads):
         call()
         return [y.clone()]
 
-    return c.Contestant("onnxruntime", layout, call, results)
+    return c.Contestant("onnxruntime", layout, call, results, held_bytes=y.numel() * y.element_size())
 
 
 def _inputs(t):

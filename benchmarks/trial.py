@@ -100,13 +100,12 @@ class Trial:
         tensors = self.operands.of(layout)
         one = contestants.fastconv_row(self.case, tensors, layout, row.asked)
         row.errors.setdefault(FASTCONV, {})[layout] = self._errors(one)
-        kept = sum(choice["prepack_bytes"] for choice in row.choices[layout])
-        row.peak_bytes.setdefault(FASTCONV, {})[layout] = _peak(one, tensors, kept)
+        row.peak_bytes.setdefault(FASTCONV, {})[layout] = _peak(one, tensors)
         return one
 
 
-def _peak(one, tensors, kept=0):
-    """Operands, results and scratch memory of one call, and what is `kept` between calls."""
+def _peak(one, tensors):
+    """Operands, results, scratch memory and what is held between calls, at the worst moment of a call."""
     one.call()  # the second one, the check's being the first: from now on transformed filters are kept
     extra = machine.peak_extra_bytes(one.call)
-    return None if extra is None else tensors.nbytes() + kept + extra
+    return None if extra is None else tensors.nbytes() + one.held_bytes + extra

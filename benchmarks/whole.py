@@ -51,7 +51,8 @@ class WholeNetwork:
                 self.saved_bytes[side] = c.saved_bytes(lambda net=net: net(image), list(net.parameters()))
 
     def _step(self, net, image, asked="auto"):
-        """A function that returns [output] or, training, also the gradients of its cross entropy (or sum)."""
+        """A function that returns [output] or, training, also the gradients of models.loss (in eval mode:
+        no auxiliary heads, and batch normalisation by its running statistics)."""
         parameters = list(net.parameters())
         labels = torch.zeros(len(image), dtype=torch.long)
         context = contextlib.nullcontext if asked == "auto" else lambda: fastconv.algorithm(asked)
@@ -59,10 +60,7 @@ class WholeNetwork:
         def step():
             with context():
                 y = net(image)
-                if not self.training:
-                    return [y]
-                loss = torch.nn.functional.cross_entropy(y, labels) if y.dim() == 2 else y.sum()
-                return [y, *torch.autograd.grad(loss, parameters)]
+                return [y, *torch.autograd.grad(models.loss(y, labels), parameters)] if self.training else [y]
 
         return step
 

@@ -12,8 +12,12 @@ from ._support import refusal
 
 REPLACEMENTS = {
     torch.nn.Conv2d: (fnn.Conv2d, "conv"),
+    torch.nn.ConvTranspose2d: (fnn.ConvTranspose2d, "conv"),
     torch.nn.MaxPool2d: (fnn.MaxPool2d, "pool"),
     torch.nn.AvgPool2d: (fnn.AvgPool2d, "pool"),
+    torch.nn.LPPool2d: (fnn.LPPool2d, "pool"),
+    torch.nn.AdaptiveMaxPool2d: (fnn.AdaptiveMaxPool2d, "pool"),
+    torch.nn.AdaptiveAvgPool2d: (fnn.AdaptiveAvgPool2d, "pool"),
 }
 _FORWARDS = ("forward", "_conv_forward", "__call__", "_call_impl", "__getattr__")
 _HOOKS = (
@@ -87,7 +91,7 @@ def why_not_replaced(module):
             return f"has a parameter of type {type(tensor).__name__}"
         if tensor.layout is not torch.strided:
             return f"has a parameter of layout {tensor.layout}"
-    if not isinstance(module, fnn.Conv2d) and type(module) is not base and "algorithm" in module.__dict__:
+    if not isinstance(module, fnn.Conv2d | fnn.ConvTranspose2d) and type(module) is not base and "algorithm" in module.__dict__:
         return "uses the attribute name 'algorithm' for something else"
     return None
 

@@ -18,8 +18,8 @@ With gradients, under torch.compile and inside transforms the same expressions r
 import weakref
 
 import torch
-import torch.nn.functional as F
 
+from ._activations import apply, label
 from .nn import Conv2d
 
 # Below this many bytes of filter, folding takes about as long as recognising.
@@ -93,34 +93,46 @@ class ConvBatchNorm2d(Conv2d):
                 forget(self)  # in training its memory is better used
             return self._convolve(input, weight, bias, None)
         weight, bias = _kept_or_folded(self, weight, bias, batch_norm)
-        return self._convolve(input, weight, bias, "relu" if batch_norm._fastconv_relu else None)
+        return self._convolve(input, weight, bias, batch_norm._fastconv_activation)
 
     def extra_repr(self):
-        relu = " and ReLU" if self._fastconv_norm[0]._fastconv_relu else ""
-        return f"{super().extra_repr()}, folds BatchNorm2d{relu} in eval"
+        word = self._fastconv_norm[0]._fastconv_activation
+        return f"{super().extra_repr()}, folds BatchNorm2d{f' and {label(word)}' if word else ''} in eval"
 
 
 class FoldedBatchNorm2d(torch.nn.BatchNorm2d):
     """The BatchNorm of a conv -> BatchNorm2d pair: the identity in eval mode, where its convolution has done the work.
 
-    In train mode, or without running statistics, it is torch's, followed by the ReLU that the pair absorbed.
+    In train mode, or without running statistics, it is torch's, followed by the activation that the pair absorbed.
     """
 
-    _fastconv_relu = False
+    _fastconv_activation = None
 
     def forward(self, input):
         if folds(self):
             self._check_input_dim(input)
             return input
         output = super().forward(input)
-        return F.relu(output, inplace=True) if self._fastconv_relu else output
+        return output if self._fastconv_activation is None else apply(self._fastconv_activation, output, inplace=True)
 
     def extra_repr(self):
-        return f"{super().extra_repr()}{', with ReLU' if self._fastconv_relu else ''}, folded in eval"
+        word = self._fastconv_activation
+        return f"{super().extra_repr()}{f', with {label(word)}' if word else ''}, folded in eval"
 
 
-class FusedReLU(torch.nn.Identity):
-    """Stands where a ReLU stood whose work the convolution before it now does; keeps the indices of a Sequential."""
+class ConvActivation2d(Conv2d):
+    """A convolution that does the activation after it; for ReLU there is fastconv.nn.ConvReLU2d."""
+
+    @property
+    def _activation(self):
+        return self._fastconv_activation
 
     def extra_repr(self):
-        return f"ReLU, done by {self._fastconv_by}"
+        return f"{super().extra_repr()}, with {label(self._activation)}"
+
+
+class FusedActivation(torch.nn.Identity):
+    """Stands where an activation stood whose work the convolution before it now does; keeps a Sequential's indices."""
+
+    def extra_repr(self):
+        return f"{self._fastconv_name}, done by {self._fastconv_by}"

@@ -1,5 +1,7 @@
 """Shapes without data: what the operators return for fake and meta tensors, and how many FLOPs they are."""
 
+import math
+
 import torch
 from torch._prims_common import suggest_memory_format
 
@@ -118,6 +120,61 @@ def conv2d_grad_weight(
     return _empty_like(weight_size, input, grad_output), grad_bias
 
 
+def transposed_sizes(x, w, stride, padding, output_padding, groups, dilation):
+    """Of a transposed convolution of input sizes x with filter sizes w: (output's sizes, the sizes that the
+    convolution reaches, that convolution's padding: top, left, bottom, right).
+
+    The convolution maps our output to our input. Its last window leaves less than a stride of its input over, so that
+    more of output_padding, which a dilation allows, is taken from the padding at the bottom and right. Where that does
+    not suffice, rows and columns beyond `reached` hold the bias alone.
+    """
+    sizes, reached, first, last = [x[0], w[1] * groups], [x[0], w[1] * groups], [], []
+    for i in (0, 1):
+        pad, more, spare = padding[i], output_padding[i], stride[i] - 1
+        cut = min(pad, max(0, more - spare))
+        size = (x[2 + i] - 1) * stride[i] - 2 * pad + dilation[i] * (w[2 + i] - 1) + more + 1
+        sizes.append(size)
+        reached.append(size - max(0, more - cut - spare))
+        first.append(pad)
+        last.append(pad - cut)
+    return sizes, reached, [*first, *last]
+
+
+def conv_transpose2d(
+    input, weight, bias, stride, padding, output_padding, groups, dilation, algorithm, accuracy
+):
+    x, w = input.shape, weight.shape
+    torch._check(
+        len(x) == 4, lambda: f"Expected 3D (unbatched) or 4D (batched) input to conv_transpose2d, but got {list(x)}"
+    )
+    torch._check(len(w) == 4, lambda: f"expected a weight of 4 dimensions, but got weight of size {list(w)}")
+    for values, least, name in (
+        (stride, 1, "stride"),
+        (padding, 0, "padding"),
+        (output_padding, 0, "output_padding"),
+        (dilation, 1, "dilation"),
+    ):
+        _check_list(values, 2, name)
+        _at_least(values, least, f"{name} must be at least {least}, but got {values}")
+    for more, step, spread in zip(output_padding, stride, dilation):
+        torch._check(
+            more < step or more < spread,
+            lambda: "output padding must be smaller than either stride or dilation, but got "
+            f"output_padding={output_padding}, stride={stride}, dilation={dilation}",
+        )
+    torch._check(groups > 0, lambda: "non-positive groups is not supported")
+    torch._check(
+        w[0] == x[1], lambda: f"Given transposed=1, weight of size {list(w)}, expected input{list(x)} to have {w[0]} channels"
+    )
+    _check_same(weight, input, "weight")
+    sizes, reached, sides = transposed_sizes(x, w, stride, padding, output_padding, groups, dilation)
+    _conv_output(reached, w, stride, sides, dilation, groups)
+    if bias is not None:
+        _check_same(bias, input, "bias")
+        _check_sizes(bias, sizes[1:2], "bias")
+    return _empty_like(sizes, input, weight)
+
+
 def _pool_size(size, window, stride, pad, dilation, ceil_mode):
     if not ceil_mode:
         return _window_output(size, pad, pad, window, stride, dilation)
@@ -154,6 +211,30 @@ def _pool_output(x, kernel_size, stride, padding, dilation, ceil_mode):
 def _offsets_dtype(kernel_size):
     positions = kernel_size[0] * kernel_size[1]
     return torch.uint8 if positions <= 255 else torch.int16 if positions <= 65535 else torch.int32
+
+
+def _adaptive_output(x, output_size, least_channels=1):
+    torch._check(len(x) == 4, lambda: f"Expected 3D or 4D tensor, but got {list(x)}")
+    _check_list(output_size, 2, "output_size")
+    _at_least(output_size, 0, f"elements of output_size must be greater than or equal to 0 but received {output_size}")
+    message = f"Expected input to have non-zero size for non-batch dimensions, but input has sizes {list(x)}"
+    _at_least(x[1:2], least_channels, message)
+    _at_least(x[2:], 1, message)
+    return [*x[:2], *output_size]
+
+
+def _largest_adaptive_window(size, windows):
+    """See PoolProblem::largest_adaptive_window. Decides the offsets' type, so dynamic sizes get a guard."""
+    if windows == 0:
+        return 1
+    rest = size % windows
+    if rest == 0:
+        return size // windows
+    return size // windows + (2 if rest > math.gcd(int(rest), int(windows)) else 1)
+
+
+def _adaptive_offsets_dtype(x, output_size):
+    return _offsets_dtype([_largest_adaptive_window(x[2 + i], output_size[i]) for i in (0, 1)])
 
 
 def max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode):
@@ -197,12 +278,63 @@ def avg_pool2d_backward(
     return _empty_like(input_size, grad_output)
 
 
+def adaptive_max_pool2d(input, output_size):
+    sizes = _adaptive_output(input.shape, output_size)
+    dtype = _adaptive_offsets_dtype(input.shape, output_size)
+    return _empty_like(sizes, input), _empty_like(sizes, input, dtype=dtype)
+
+
+def adaptive_max_pool2d_values(input, output_size):
+    return _empty_like(_adaptive_output(input.shape, output_size), input)
+
+
+def adaptive_max_pool2d_backward(grad_output, offsets, input_size, output_size):
+    sizes = _adaptive_output(input_size, output_size)
+    _check_sizes(grad_output, sizes, "grad_output")
+    _check_sizes(offsets, sizes, "offsets")
+    return _empty_like(input_size, grad_output)
+
+
+def adaptive_max_pool2d_gather(input, offsets, output_size):
+    sizes = _adaptive_output(input.shape, output_size)
+    _check_sizes(offsets, sizes, "offsets")
+    return _empty_like(sizes, input)
+
+
+def adaptive_max_pool2d_indices(offsets, input_size, output_size):
+    sizes = _adaptive_output(input_size, output_size)
+    _check_sizes(offsets, sizes, "offsets")
+    return _empty_like(sizes, offsets, dtype=torch.int64)
+
+
+def adaptive_avg_pool2d(input, output_size):
+    return _empty_like(_adaptive_output(input.shape, output_size, least_channels=0), input)
+
+
+def adaptive_avg_pool2d_backward(grad_output, input_size, output_size):
+    _check_sizes(grad_output, _adaptive_output(input_size, output_size, least_channels=0), "grad_output")
+    return _empty_like(input_size, grad_output)
+
+
+def lp_pool2d(input, norm_type, kernel_size, stride, ceil_mode):
+    torch._check(norm_type != 0, lambda: "fastconv: norm_type must be a number other than 0")
+    return _empty_like(_pool_output(input.shape, kernel_size, stride, (0, 0), (1, 1), ceil_mode), input)
+
+
+def lp_pool2d_backward(grad_output, input, output, norm_type, kernel_size, stride, ceil_mode):
+    sizes = _pool_output(input.shape, kernel_size, stride, (0, 0), (1, 1), ceil_mode)
+    _check_sizes(grad_output, sizes, "grad_output")
+    _check_sizes(output, sizes, "output")
+    return _empty_like(input.shape, grad_output)
+
+
 FAKES = {
     f.__name__: f
     for f in (
         conv2d,
         conv2d_grad_input,
         conv2d_grad_weight,
+        conv_transpose2d,
         max_pool2d,
         max_pool2d_values,
         max_pool2d_backward,
@@ -210,6 +342,15 @@ FAKES = {
         max_pool2d_indices,
         avg_pool2d,
         avg_pool2d_backward,
+        adaptive_max_pool2d,
+        adaptive_max_pool2d_values,
+        adaptive_max_pool2d_backward,
+        adaptive_max_pool2d_gather,
+        adaptive_max_pool2d_indices,
+        adaptive_avg_pool2d,
+        adaptive_avg_pool2d_backward,
+        lp_pool2d,
+        lp_pool2d_backward,
     )
 }
 
@@ -236,8 +377,13 @@ def conv2d_grad_weight_flops(input, grad_output, *args, out_shape=None, **kwargs
     return _flops(out_shape[0], grad_output)
 
 
+def conv_transpose2d_flops(input, weight, *args, out_shape=None, **kwargs):
+    return _flops(weight, input)
+
+
 FLOPS = {
     "conv2d": conv2d_flops,
     "conv2d_grad_input": conv2d_grad_input_flops,
     "conv2d_grad_weight": conv2d_grad_weight_flops,
+    "conv_transpose2d": conv_transpose2d_flops,
 }

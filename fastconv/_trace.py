@@ -11,19 +11,47 @@ from collections import defaultdict, deque
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 
+from . import _activations as activations
 from ._source import children_called_whole
 
 _LEAVES = (
     torch.nn.Conv2d,
+    torch.nn.ConvTranspose2d,
     torch.nn.modules.batchnorm._BatchNorm,
     torch.nn.ReLU,
     torch.nn.Identity,
     torch.nn.MaxPool2d,
     torch.nn.AvgPool2d,
+    torch.nn.LPPool2d,
+    torch.nn.AdaptiveMaxPool2d,
+    torch.nn.AdaptiveAvgPool2d,
 )
-_RELU_FUNCTIONS = (torch.nn.functional.relu, torch.relu, torch.relu_)
-_RELU_METHODS = ("relu", "relu_")
+_FUNCTIONS = {  # function or method -> (activation, its arguments after the input)
+    F.relu: ("relu", ("inplace",)),
+    torch.relu: ("relu", ()),
+    torch.relu_: ("relu", ()),
+    "relu": ("relu", ()),
+    "relu_": ("relu", ()),
+    F.leaky_relu: ("leaky_relu", ("negative_slope", "inplace")),
+    F.leaky_relu_: ("leaky_relu", ("negative_slope",)),
+    F.relu6: ("relu6", ("inplace",)),
+    F.elu: ("elu", ("alpha", "inplace")),
+    F.elu_: ("elu", ("alpha",)),
+    torch.sigmoid: ("sigmoid", ()),
+    torch.sigmoid_: ("sigmoid", ()),
+    "sigmoid": ("sigmoid", ()),
+    "sigmoid_": ("sigmoid", ()),
+    torch.tanh: ("tanh", ()),
+    torch.tanh_: ("tanh", ()),
+    "tanh": ("tanh", ()),
+    "tanh_": ("tanh", ()),
+    F.silu: ("silu", ("inplace",)),
+    F.gelu: ("gelu", ("approximate",)),
+    F.hardswish: ("hardswish", ("inplace",)),
+}
+_INPLACE = (torch.relu_, F.leaky_relu_, F.elu_, torch.sigmoid_, torch.tanh_, "relu_", "sigmoid_", "tanh_")
 
 
 class Call:
@@ -33,7 +61,7 @@ class Call:
         self.node = node
         self.module = module
         self.frame = frame  # (name of the module whose forward runs, serial number of that run)
-        self.ordinal = None  # for ReLUs: how many ran before it in the same frame
+        self.ordinal = None  # for activations: how many ran before it in the same frame
 
     @property
     def owner(self):
@@ -54,33 +82,42 @@ class Calls:
         users = list(call.node.users)
         return self.of_node.get(users[0]) if len(users) == 1 else None
 
-    def relu_after(self, call):
-        """The ReLU that everything after `call` sees through: its only user, or an in-place one before all others."""
+    def activation_after(self, call):
+        """The activation that all see `call` through: its only user, or an in-place one before all others."""
         users = list(call.node.users)  # in the order of execution
         first = self.of_node.get(users[0]) if users else None
-        if first is None or not is_relu(first):
+        if first is None or activation_of(first) is None:
             return None
         return first if len(users) == 1 or is_inplace(first) else None
 
 
-def is_relu(call):
+def activation_of(call):
+    """The word of the activation (see _activations.py) that this call is; None if it is something else."""
     node = call.node
     if len(node.all_input_nodes) != 1:
-        return False
+        return None
     if node.op == "call_module":
-        return type(call.module) is torch.nn.ReLU
-    if node.op == "call_function":
-        return node.target in _RELU_FUNCTIONS
-    return node.op == "call_method" and node.target in _RELU_METHODS
+        return activations.of_module(call.module)
+    found = _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
+    options = _options(node)
+    if found is None or not options.keys() <= set(found[1]):
+        return None
+    return activations.word_for(found[0], options)
 
 
-def is_inplace(relu):
-    node = relu.node
+def _options(node):
+    """The arguments after the input, by name; those that the function does not have under a name of its own."""
+    names = _FUNCTIONS.get(node.target, ("", ()))[1]
+    given = node.args if "input" in node.kwargs else node.args[1:]
+    options = {names[i] if i < len(names) else f"argument {i}": value for i, value in enumerate(given)}
+    return options | {name: value for name, value in node.kwargs.items() if name != "input"}
+
+
+def is_inplace(call):
+    node = call.node
     if node.op == "call_module":
-        return relu.module.inplace
-    if node.target in (torch.relu_, "relu_"):
-        return True
-    return node.target is torch.nn.functional.relu and True in (*node.args[1:2], node.kwargs.get("inplace"))
+        return getattr(call.module, "inplace", False)
+    return node.target in _INPLACE or _options(node).get("inplace", False) is True
 
 
 class _Tracer(torch.fx.Tracer):
@@ -159,7 +196,7 @@ def trace_calls(model, is_hooked):
 
 
 def trace_forward(module):
-    """The graph of `module`'s own forward, its children being leaves; its ReLU calls by ordinal.
+    """The graph of `module`'s own forward, its children being leaves; its calls of activations by ordinal.
 
     Raises:
         ValueError: why this graph could not stand for the forward.
@@ -184,7 +221,7 @@ def trace_forward(module):
     calls = [
         Call(node, modules.get(node.target) if node.op == "call_module" else None, ("", 0)) for node in graphs[0].nodes
     ]
-    return graphs[0], [call.node for call in calls if is_relu(call)]
+    return graphs[0], [call.node for call in calls if activation_of(call)]
 
 
 def _twin(model):
@@ -224,16 +261,16 @@ def _trace_region(root, opaque):
 def _record(calls, graph, root, real, prefix):
     """Enter a graph's nodes into `calls`; yields the traced copies of the modules that it calls."""
     modules = dict(root.named_modules(remove_duplicate=False))
-    relus = defaultdict(int)
+    counts = defaultdict(int)
     for node in graph.nodes:
         traced = modules[node.target] if node.op == "call_module" else None
         name, serial = node.meta["fastconv"]
         owner = prefix + name if name else prefix.rstrip(".")
         call = Call(node, None if traced is None else real(traced), (owner, (id(graph), serial)))
         calls.of_node[node] = call
-        if is_relu(call):
-            call.ordinal = relus[call.frame]
-            relus[call.frame] += 1
+        if activation_of(call):
+            call.ordinal = counts[call.frame]
+            counts[call.frame] += 1
         if traced is not None:
             calls.of_module[call.module].append(call)
             yield traced

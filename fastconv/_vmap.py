@@ -89,6 +89,21 @@ def conv2d_grad_weight(
     return (gw.unflatten(0, (size, -1)), gb.reshape(size, -1)), (0, 0)
 
 
+def conv_transpose2d(operator, info, in_dims, x, w, b, stride, padding, output_padding, groups, *rest):
+    size = info.batch_size
+    dx, dw, db = in_dims[:3]
+    if dw is None and db is None:
+        y = operator(_join(x, dx, size, 0), w, b, stride, padding, output_padding, groups, *rest)
+        return y.unflatten(0, (size, -1)), 0
+    b = _join(b, db, size, 0)
+    if dx is None and groups == 1:  # one input, many filters: more output channels
+        y = operator(x, _join(w, dw, size, 1), b, stride, padding, output_padding, 1, *rest)
+    else:
+        x, w = _join(x, dx, size, 1), _join(w, dw, size, 0)
+        y = operator(x, w, b, stride, padding, output_padding, size * groups, *rest)
+    return y.unflatten(1, (size, -1)), 1
+
+
 def _fold(tensors, size_at=None):
     """The rule of a pool: every tensor's batch joins the batch dimension; so does the one of `input_size`, if any."""
 
@@ -111,6 +126,7 @@ RULES = {
     "conv2d": conv2d,
     "conv2d_grad_input": conv2d_grad_input,
     "conv2d_grad_weight": conv2d_grad_weight,
+    "conv_transpose2d": conv_transpose2d,
     "max_pool2d": _fold(1),
     "max_pool2d_values": _fold(1),
     "max_pool2d_backward": _fold(2, size_at=2),
@@ -118,4 +134,13 @@ RULES = {
     "max_pool2d_indices": _fold(1, size_at=1),
     "avg_pool2d": _fold(1),
     "avg_pool2d_backward": _fold(1, size_at=1),
+    "adaptive_max_pool2d": _fold(1),
+    "adaptive_max_pool2d_values": _fold(1),
+    "adaptive_max_pool2d_backward": _fold(2, size_at=2),
+    "adaptive_max_pool2d_gather": _fold(2),
+    "adaptive_max_pool2d_indices": _fold(1, size_at=1),
+    "adaptive_avg_pool2d": _fold(1),
+    "adaptive_avg_pool2d_backward": _fold(1, size_at=1),
+    "lp_pool2d": _fold(1),
+    "lp_pool2d_backward": _fold(3),
 }

@@ -1,123 +1,22 @@
 """Derivatives of any order: each operator's backward is made of other operators that have derivatives themselves.
 
 Convolution is linear in its input and in its filter, so forward, grad_input and grad_weight are each other's
-derivatives. Max-pooling picks elements: its backward puts them back, whose transpose picks again. Average pooling and
-its backward transpose each other.
+derivatives; transposed convolution is grad_input with a bias. Max-pooling picks elements: its backward puts them back,
+whose transpose picks again. Average pooling and its backward transpose each other (see _pool_autograd.py).
 
-Every operator here is a callable of the operator's own arguments that finds its way by the state of torch:
-
-* compiling, or no gradient wanted: the operator itself;
-* eager autograd: a plain torch.autograd.Function (5 us where `setup_context` costs 30);
-* torch.func transforms and forward-mode AD: a Function with `setup_context`, `vmap` and `jvp`. torch.compile cannot
-  trace a Function that has a `jvp`, but never sees one.
+An activation's derivative masks grad_output while the gradient passes load it. Where that derivative may itself be
+differentiated and is not constant (elu, sigmoid, tanh), torch's operators make the mask instead.
 
 The operators carry the same formulas (see ops.py), for those who call torch.ops.fastconv.* and for compiled graphs.
 """
 
 import torch
-from torch.autograd import forward_ad
 
-from . import ops
+from . import _activations as activations
+from ._differentiable import Differentiable, transforming
+from ._pool_autograd import POOLS
+from ._shapes import transposed_sizes
 
-
-class Differentiable:
-    """An operator with its derivative.
-
-    tensors: how many leading arguments are tensors (or None).
-    setup(ctx, args, output, needs, save): keeps on ctx what backward (and jvp) will read; needs[i]: whether argument
-    i's gradient is wanted; save(*tensors) keeps tensors. backward(ctx, *grads) returns the gradients of the tensors,
-    jvp(ctx, *tangents) is given those of the tensors.
-    """
-
-    def __init__(self, name, tensors, setup, backward, jvp):
-        self.name = name
-        self._short_way = f"eager_{name}"
-        self.tensors = tensors
-        self._setup = setup
-        self._backward = backward
-        self._jvp = jvp
-        # Function.apply looks for setup_context and functorch's wrappers first, 2.5 us for nothing: a plain Function has
-        # none, and __call__ has looked for transforms. Its base class does the rest.
-        self._apply_plain = super(torch.autograd.Function, self._make_plain()).apply
-        self._apply_transformed = self._make_transformed().apply
-
-    def __call__(self, *args):
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-            return self._apply_transformed(*args)
-        if torch.is_grad_enabled():
-            for tensor in args[: self.tensors]:
-                if tensor is not None and tensor.requires_grad:
-                    return self._apply_plain(*args)
-        return self.run(*args)
-
-    def run(self, *args):
-        """The operator, without a derivative."""
-        output = getattr(ops, self._short_way)(*args)
-        return getattr(ops, self.name)(*args) if output is None else output
-
-    # As torch.library.register_autograd takes them.
-
-    def setup_context(self, ctx, inputs, output):
-        ctx.set_materialize_grads(False)
-        ctx.arguments = len(inputs)
-        self._setup(ctx, inputs, output, ctx.needs_input_grad, ctx.save_for_backward)
-
-    def backward(self, ctx, *grads):
-        for grad in grads:
-            if grad is not None:
-                found = self._backward(ctx, *grads)
-                return found + (None,) * (ctx.arguments - len(found))
-        return (None,) * ctx.arguments
-
-    def _make_plain(self):
-        def forward(ctx, *args):
-            output = self.run(*args)
-            self.setup_context(ctx, args, output)
-            return output
-
-        return self._make_function("", forward=forward)
-
-    def _make_transformed(self):
-        def setup_context(ctx, inputs, output):
-            ctx.set_materialize_grads(False)
-            ctx.arguments = len(inputs)
-
-            def save(*tensors):
-                ctx.save_for_backward(*tensors)
-                ctx.save_for_forward(*tensors)
-
-            self._setup(ctx, inputs, output, (True,) * len(inputs), save)
-
-        def vmap(info, in_dims, *args):
-            from ._vmap import RULES
-
-            return RULES[self.name](self, info, in_dims, *args)
-
-        def jvp(ctx, *tangents):
-            return self._jvp(ctx, *tangents[: self.tensors])
-
-        return self._make_function(
-            "Transformed", forward=self.run, setup_context=setup_context, vmap=vmap, jvp=jvp
-        )
-
-    def _make_function(self, suffix, **methods):
-        name = "Fastconv" + "".join(word.title() for word in self.name.split("_")) + suffix
-        methods = {key: staticmethod(method) for key, method in methods.items()}
-        return type(name, (torch.autograd.Function,), {"backward": staticmethod(self.backward), **methods})
-
-
-def _mask(grad, output):
-    """relu's derivative, seen from its output. NaN passes, as in torch."""
-    return grad if output is None else grad.masked_fill(output <= 0, 0)
-
-
-def _saved(ctx):
-    """The saved tensors, the forward's output last; as a mask it is a constant, whatever made it."""
-    *tensors, output = ctx.saved_tensors
-    return *tensors, output if output is None or not torch.is_grad_enabled() else output.detach()
-
-
-# --- convolution -------------------------------------------------------------------------------------------
 # conf: stride, padding, dilation, groups, activation, algorithm, accuracy
 
 
@@ -125,35 +24,67 @@ def _linear(conf):
     return (*conf[:4], "none", *conf[5:])
 
 
-def _output_if_masked(output, conf):
-    return None if conf[4] == "none" else output
+def _mask(grad, y, conf):
+    """grad times the activation's derivative, seen from its output."""
+    return grad if y is None else activations.times_derivative(grad, y, conf[4])
+
+
+def _for_passes(gy, y, conf):
+    """The same, as the gradient passes take it: they mask by themselves, unless the mask has a derivative to keep."""
+    differentiating = torch.is_grad_enabled() or transforming()
+    if y is None or activations.is_linear(conf[4]) or not differentiating:
+        return gy, y, conf
+    return _mask(gy, y, conf), None, _linear(conf)
+
+
+def _saved(ctx):
+    """The saved tensors, the forward's output last; as the mask of a piecewise linear activation it is a constant."""
+    *tensors, y = ctx.saved_tensors
+    if y is not None and torch.is_grad_enabled() and activations.is_linear(ctx.conf[4]):
+        y = y.detach()
+    return *tensors, y
 
 
 def _setup_conv2d(ctx, args, y, needs, save):
     x, w = args[:2]
     ctx.conf = args[4:]
     ctx.x_size, ctx.w_size, ctx.y_size = x.shape, w.shape, y.shape
-    save(x if needs[1] else None, w if needs[0] else None, _output_if_masked(y, ctx.conf))
+    word = ctx.conf[4]
+    if activations.needs_input(word):
+        save(*args[:4])
+    else:
+        save(x if needs[1] else None, w if needs[0] else None, None if word == "none" else y)
+
+
+def _recompute(ctx):
+    """x, w and the activation's input, of which nothing was saved."""
+    x, w, b, residual = ctx.saved_tensors
+    return x, w, conv2d(x, w, b, residual, *_linear(ctx.conf))
 
 
 def _backward_conv2d(ctx, gy):
-    x, w, y = _saved(ctx)
     needs = ctx.needs_input_grad
     conf = ctx.conf
+    if activations.needs_input(conf[4]):
+        x, w, z = _recompute(ctx)
+        gy, y, conf = activations.times_derivative_of_input(gy, z, conf[4]), None, _linear(conf)
+    else:
+        x, w, y = _saved(ctx)
+        if needs[3]:  # the residual's gradient is the masked gy: then the other passes may as well read that
+            gy, y, conf = _mask(gy, y, conf), None, _linear(conf)
+        gy, y, conf = _for_passes(gy, y, conf)
     gx = gw = gb = None
-    if needs[3]:  # the residual's gradient is the masked gy: then the other passes may as well read that
-        gy, y, conf = _mask(gy, y), None, _linear(conf)
     if needs[0]:
         gx = grad_input(gy, w, y, ctx.x_size, *conf)
     if needs[1]:
         gw, gb = grad_weight(x, gy, y, ctx.w_size, needs[2], *conf)
     elif needs[2]:
-        gb = _grad_bias(_mask(gy, y), ctx.w_size)
+        gb = _grad_bias(_mask(gy, y, conf), ctx.w_size[0])
     return gx, gw, gb if needs[2] else None, gy if needs[3] else None
 
 
-def _grad_bias(gy, w_size):
-    return gy.sum((0, 2, 3)) if gy.shape[1] == w_size[0] else gy.new_zeros(w_size[0])  # no channels: no output
+def _grad_bias(gy, channels):
+    return gy.sum((0, 2, 3)) if gy.shape[1] == channels else gy.new_zeros(channels)  # no channels: no output
 
 
 def _per_channel(bias, shape):
@@ -161,8 +92,11 @@ def _per_channel(bias, shape):
 
 
 def _jvp_conv2d(ctx, dx, dw, db, dres):
-    x, w, y = _saved(ctx)
     conf = _linear(ctx.conf)
+    if activations.needs_input(ctx.conf[4]):
+        x, w, z = _recompute(ctx)
+    else:
+        x, w, y = _saved(ctx)
     if dx is not None:
         t = conv2d(dx, w, db, dres, *conf)
         if dw is not None:
@@ -174,33 +108,55 @@ def _jvp_conv2d(ctx, dx, dw, db, dres):
         t = t if dres is None else t + dres
     else:
         t = dres
-    return _mask(t, y)
+    if activations.needs_input(ctx.conf[4]):
+        return activations.times_derivative_of_input(t, z, ctx.conf[4])
+    return _mask(t, y, ctx.conf)
+
+
+# --- the gradient passes -----------------------------------------------------------------------------------
+# Their argument `output` has a gradient too, if the activation is not piecewise linear.
+
+
+def _has_curvature(conf):
+    return conf[4] != "none" and not activations.is_linear(conf[4])
 
 
 def _setup_grad_input(ctx, args, gx, needs, save):
     gy, w, y = args[:3]
     ctx.conf = args[4:]
     ctx.x_size, ctx.w_size = args[3], w.shape
-    save(gy if needs[1] else None, w if needs[0] else None, y)
+    curved = needs[2] and _has_curvature(ctx.conf)
+    save(gy if needs[1] or curved else None, w if needs[0] or curved else None, y)
 
 
 def _backward_grad_input(ctx, ggx):
     gy, w, y = _saved(ctx)
-    ggy = gw = None
-    if ctx.needs_input_grad[0]:
-        ggy = _mask(conv2d(ggx, w, None, None, *_linear(ctx.conf)), y)
-    if ctx.needs_input_grad[1]:
-        gw, _ = grad_weight(ggx, gy, y, ctx.w_size, False, *ctx.conf)
-    return ggy, gw
+    needs = ctx.needs_input_grad
+    curved = needs[2] and _has_curvature(ctx.conf)
+    ggy = gw = g_output = None
+    if needs[0] or curved:
+        t = conv2d(ggx, w, None, None, *_linear(ctx.conf))
+        ggy = _mask(t, y, ctx.conf)
+        if curved:
+            g_output = activations.times_second_derivative(t * gy, y, ctx.conf[4])
+    if needs[1]:
+        masked, y, conf = _for_passes(gy, y, ctx.conf)
+        gw, _ = grad_weight(ggx, masked, y, ctx.w_size, False, *conf)
+    return ggy, gw, g_output
 
 
 def _jvp_grad_input(ctx, dgy, dw, dy):
     gy, w, y = _saved(ctx)
     terms = []
     if dgy is not None:
-        terms.append(grad_input(dgy, w, y, ctx.x_size, *ctx.conf))
+        masked, mask, conf = _for_passes(dgy, y, ctx.conf)
+        terms.append(grad_input(masked, w, mask, ctx.x_size, *conf))
     if dw is not None:
-        terms.append(grad_input(gy, dw, y, ctx.x_size, *ctx.conf))
+        masked, mask, conf = _for_passes(gy, y, ctx.conf)
+        terms.append(grad_input(masked, dw, mask, ctx.x_size, *conf))
+    if dy is not None and _has_curvature(ctx.conf):
+        curve = activations.times_second_derivative(gy * dy, y, ctx.conf[4])
+        terms.append(grad_input(curve, w, None, ctx.x_size, *_linear(ctx.conf)))
     return sum(terms[1:], terms[0]) if terms else None
 
 
@@ -209,31 +165,44 @@ def _setup_grad_weight(ctx, args, output, needs, save):
     ctx.bias = args[4]
     ctx.conf = args[5:]
     ctx.x_size, ctx.gy_size, ctx.w_size = x.shape, gy.shape, args[3]
-    save(x if needs[1] else None, gy if needs[0] else None, y)
+    curved = needs[2] and _has_curvature(ctx.conf)
+    save(x if needs[1] or curved else None, gy if needs[0] or curved else None, y)
 
 
 def _backward_grad_weight(ctx, ggw, ggb):
     x, gy, y = _saved(ctx)
+    needs = ctx.needs_input_grad
     if not ctx.bias:
         ggb = None
-    gx = ggy = None
-    if ctx.needs_input_grad[0] and ggw is not None:
-        gx = grad_input(gy, ggw, y, ctx.x_size, *ctx.conf)
-    if ctx.needs_input_grad[1]:
+    curved = needs[2] and _has_curvature(ctx.conf)
+    gx = ggy = g_output = None
+    if needs[0] and ggw is not None:
+        masked, mask, conf = _for_passes(gy, y, ctx.conf)
+        gx = grad_input(masked, ggw, mask, ctx.x_size, *conf)
+    if (needs[1] or curved) and (ggw is not None or ggb is not None):
         if ggw is not None:
-            ggy = _mask(conv2d(x, ggw, ggb, None, *_linear(ctx.conf)), y)
-        elif ggb is not None:
-            ggy = _mask(_per_channel(ggb, ctx.gy_size), y)
-    return gx, ggy
+            t = conv2d(x, ggw, ggb, None, *_linear(ctx.conf))
+        else:
+            t = _per_channel(ggb, ctx.gy_size)
+        ggy = _mask(t, y, ctx.conf)
+        if curved:
+            g_output = activations.times_second_derivative(t * gy, y, ctx.conf[4])
+    return gx, ggy, g_output
 
 
 def _jvp_grad_weight(ctx, dx, dgy, dy):
     x, gy, y = _saved(ctx)
     tw = tb = None
     if dgy is not None:
-        tw, tb = grad_weight(x, dgy, y, ctx.w_size, ctx.bias, *ctx.conf)
+        masked, mask, conf = _for_passes(dgy, y, ctx.conf)
+        tw, tb = grad_weight(x, masked, mask, ctx.w_size, ctx.bias, *conf)
+    if dy is not None and _has_curvature(ctx.conf):
+        curve = activations.times_second_derivative(gy * dy, y, ctx.conf[4])
+        cw, cb = grad_weight(x, curve, None, ctx.w_size, ctx.bias, *_linear(ctx.conf))
+        tw, tb = (cw, cb) if tw is None else (tw + cw, tb + cb)
     if dx is not None:
-        t, empty = grad_weight(dx, gy, y, ctx.w_size, False, *ctx.conf)
+        masked, mask, conf = _for_passes(gy, y, ctx.conf)
+        t, empty = grad_weight(dx, masked, mask, ctx.w_size, False, *conf)
         tw = t if tw is None else tw + t
         if tb is None:
             tb = gy.new_zeros(ctx.w_size[0]) if ctx.bias else empty
@@ -245,118 +214,49 @@ grad_input = Differentiable("conv2d_grad_input", 3, _setup_grad_input, _backward
 grad_weight = Differentiable("conv2d_grad_weight", 3, _setup_grad_weight, _backward_grad_weight, _jvp_grad_weight)
 
 
-# --- pooling -----------------------------------------------------------------------------------------------
+# --- transposed convolution --------------------------------------------------------------------------------
 
 
-def _setup_max_pool(ctx, args, output, needs, save):
-    ctx.mark_non_differentiable(output[1])
-    ctx.x_size, ctx.conf = args[0].shape, args[1:]
-    save(output[1])
+def _setup_conv_transpose2d(ctx, args, y, needs, save):
+    x, w = args[:2]
+    stride, padding, output_padding, groups, dilation, *rest = args[3:]
+    ctx.arguments_after_bias = args[3:]
+    ctx.w_size, ctx.y_size = w.shape, y.shape
+    _, ctx.reached, sides = transposed_sizes(x.shape, w.shape, stride, padding, output_padding, groups, dilation)
+    ctx.conf = (stride, sides, dilation, groups, "none", *rest)
+    save(x if needs[1] else None, w if needs[0] else None)
 
 
-def _backward_max_pool(ctx, gy, _):
-    (offsets,) = ctx.saved_tensors
-    return (max_pool_backward(gy, offsets, ctx.x_size, *ctx.conf),)
+def _backward_conv_transpose2d(ctx, gy):
+    x, w = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    gx = gw = gb = None
+    inner = gy
+    for dim in (2, 3):
+        if gy.shape[dim] != ctx.reached[dim]:  # beyond lies the bias alone
+            inner = inner.narrow(dim, 0, ctx.reached[dim])
+    if needs[0]:
+        gx = conv2d(inner, w, None, None, *ctx.conf)
+    if needs[1]:
+        gw, _ = grad_weight(inner, x, None, ctx.w_size, False, *ctx.conf)
+    if needs[2]:
+        gb = _grad_bias(gy, ctx.y_size[1])
+    return gx, gw, gb
 
 
-def _jvp_max_pool(ctx, dx):
-    (offsets,) = ctx.saved_tensors
-    return max_pool_gather(dx, offsets, *ctx.conf), None
+def _jvp_conv_transpose2d(ctx, dx, dw, db):
+    x, w = ctx.saved_tensors
+    if dx is None and dw is None:
+        return _per_channel(db, ctx.y_size)
+    args = ctx.arguments_after_bias
+    if dx is None:
+        return conv_transpose2d(x, dw, db, *args)
+    t = conv_transpose2d(dx, w, db, *args)
+    return t if dw is None else t + conv_transpose2d(x, dw, None, *args)
 
 
-def _setup_max_pool_values(ctx, args, output, needs, save):
-    ctx.conf = args[1:]
-    save(args[0])
-
-
-def _backward_max_pool_values(ctx, gy):
-    (x,) = ctx.saved_tensors
-    _, offsets = max_pool.run(x.detach(), *ctx.conf)
-    return (max_pool_backward(gy, offsets, x.shape, *ctx.conf),)
-
-
-def _jvp_max_pool_values(ctx, dx):
-    (x,) = ctx.saved_tensors
-    _, offsets = max_pool(x, *ctx.conf)
-    return max_pool_gather(dx, offsets, *ctx.conf)
-
-
-def _setup_max_pool_backward(ctx, args, output, needs, save):
-    ctx.x_size, ctx.conf = args[2], args[3:]
-    save(args[1])
-
-
-def _backward_max_pool_backward(ctx, ggx):
-    (offsets,) = ctx.saved_tensors
-    return (max_pool_gather(ggx, offsets, *ctx.conf),)
-
-
-def _jvp_max_pool_backward(ctx, dgy, _):
-    (offsets,) = ctx.saved_tensors
-    return max_pool_backward(dgy, offsets, ctx.x_size, *ctx.conf)
-
-
-def _setup_max_pool_gather(ctx, args, output, needs, save):
-    ctx.x_size, ctx.conf = args[0].shape, args[2:]
-    save(args[1])
-
-
-max_pool = Differentiable("max_pool2d", 1, _setup_max_pool, _backward_max_pool, _jvp_max_pool)
-max_pool_values = Differentiable(
-    "max_pool2d_values", 1, _setup_max_pool_values, _backward_max_pool_values, _jvp_max_pool_values
-)
-max_pool_backward = Differentiable(
-    "max_pool2d_backward", 2, _setup_max_pool_backward, _backward_max_pool_backward, _jvp_max_pool_backward
-)
-# Gathering is the transpose of max_pool2d_backward and linear: each one's backward is the other's jvp.
-max_pool_gather = Differentiable(
-    "max_pool2d_gather",
-    2,
-    _setup_max_pool_gather,
-    lambda ctx, g: (_jvp_max_pool_backward(ctx, g, None),),
-    lambda ctx, dx, _: _backward_max_pool_backward(ctx, dx)[0],
+conv_transpose2d = Differentiable(
+    "conv_transpose2d", 3, _setup_conv_transpose2d, _backward_conv_transpose2d, _jvp_conv_transpose2d
 )
 
-
-def max_pool_indices(*args):  # integers of integers: nothing to differentiate
-    output = ops.eager_max_pool2d_indices(*args)
-    return ops.max_pool2d_indices(*args) if output is None else output
-
-
-def _setup_avg_pool(ctx, args, output, needs, save):
-    ctx.x_size, ctx.conf = args[0].shape, args[1:]
-
-
-def _setup_avg_pool_backward(ctx, args, output, needs, save):
-    ctx.x_size, ctx.conf = args[1], args[2:]
-
-
-def _pool_average(ctx, x):
-    return avg_pool(x, *ctx.conf)
-
-
-def _spread_average(ctx, gy):
-    return avg_pool_backward(gy, ctx.x_size, *ctx.conf)
-
-
-avg_pool = Differentiable(
-    "avg_pool2d", 1, _setup_avg_pool, lambda ctx, gy: (_spread_average(ctx, gy),), _pool_average
-)
-avg_pool_backward = Differentiable(
-    "avg_pool2d_backward", 1, _setup_avg_pool_backward, lambda ctx, ggx: (_pool_average(ctx, ggx),), _spread_average
-)
-
-FORMULAS = {
-    d.name: d
-    for d in (
-        conv2d,
-        grad_input,
-        grad_weight,
-        max_pool,
-        max_pool_values,
-        max_pool_backward,
-        max_pool_gather,
-        avg_pool,
-        avg_pool_backward,
-    )
-}
+FORMULAS = {d.name: d for d in (conv2d, grad_input, grad_weight, conv_transpose2d)} | POOLS

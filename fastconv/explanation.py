@@ -5,7 +5,9 @@ import contextlib
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from . import _activations as activations
 from . import ops, selection
+from ._shapes import transposed_sizes
 
 _DTYPES = {
     torch.float32: "f32",
@@ -160,8 +162,9 @@ class _Recorder(TorchDispatchMode):
         if describe is None:
             return func(*args, **(kwargs or {}))
         algorithm = "auto"
-        if func is ops.conv2d:  # run by whatever can: a refusal is for the table
-            algorithm, args = args[9], (*args[:9], "auto", *args[10:])
+        at = {ops.conv2d: 9, ops.conv_transpose2d: 8}.get(func)
+        if at:  # run by whatever can: a refusal is for the table
+            algorithm, args = args[at], (*args[:at], "auto", *args[at + 1 :])
         output = func(*args, **(kwargs or {}))
         first = output[0] if isinstance(output, tuple) else output
         if first.numel():
@@ -177,12 +180,27 @@ def _alignment(tensor):
 
 
 def _describe_conv2d(y, x, w, bias, residual, stride, padding, dilation, groups, activation, algorithm, accuracy):
-    fields = dict(zip("nchw", x.shape), k=w.shape[0], r=w.shape[2], s=w.shape[3], groups=groups)
+    fields = _describe_geometry(x.shape, x, w, y, bias, stride, padding, dilation, groups, accuracy)
+    if residual is not None:
+        fields.update(residual=1, aux_strides=residual.stride())
+    name, parameter = activations.parse(activation)
+    return dict(fields, activation=name, activation_parameter=parameter or 0.0)
+
+
+def _describe_conv_transpose2d(
+    y, x, w, bias, stride, padding, output_padding, groups, dilation, algorithm, accuracy
+):
+    geometry = x.shape, w.shape, stride, padding, output_padding, groups, dilation
+    _, reached, sides = transposed_sizes(*geometry)
+    fields = _describe_geometry(reached, y, w, x, bias, stride, sides, dilation, groups, accuracy)
+    return {**fields, "pass": "grad_input"}  # whose input is our output
+
+
+def _describe_geometry(x_size, x, w, y, bias, stride, padding, dilation, groups, accuracy):
+    fields = dict(zip("nchw", x_size), k=w.shape[0], r=w.shape[2], s=w.shape[3], groups=groups)
     fields.update(zip(("stride_h", "stride_w"), stride))
     fields.update(zip(("pad_top", "pad_left", "pad_bottom", "pad_right"), padding))
     fields.update(zip(("dilation_h", "dilation_w"), dilation))
-    if residual is not None:
-        fields.update(residual=1, aux_strides=residual.stride())
     return dict(
         fields,
         x_strides=x.stride(),
@@ -193,7 +211,6 @@ def _describe_conv2d(y, x, w, bias, residual, stride, padding, dilation, groups,
         y_align=_alignment(y),
         dtype=_DTYPES[x.dtype],
         bias=int(bias is not None),
-        activation=activation,
         accuracy=accuracy,
         deterministic=int(torch.are_deterministic_algorithms_enabled()),
     )
@@ -204,6 +221,21 @@ def _describe_pool(kind, x, y, kernel_size, stride, padding, ceil_mode):
     fields.update(zip(("stride_h", "stride_w"), stride))
     fields.update(zip(("pad_top", "pad_left"), padding))
     return dict(fields, x_strides=x.stride(), y_strides=y.stride(), dtype=_DTYPES[x.dtype])
+
+
+def _describe_adaptive(kind, x, y):
+    fields = dict(zip("nchw", x.shape), kind=kind, adaptive=1, p=y.shape[2], q=y.shape[3])
+    return dict(fields, x_strides=x.stride(), y_strides=y.stride(), dtype=_DTYPES[x.dtype])
+
+
+def _describe_adaptive_max_pool2d(output, x, output_size):
+    y, offsets = output
+    fields = _describe_adaptive("max", x, y)
+    return dict(fields, offset_bytes=offsets.element_size(), offset_strides=offsets.stride())
+
+
+def _describe_lp_pool2d(y, x, norm_type, kernel_size, stride, ceil_mode):
+    return dict(_describe_pool("lp", x, y, kernel_size, stride, (0, 0), ceil_mode), norm=norm_type)
 
 
 def _describe_max_pool2d_values(y, x, kernel_size, stride, padding, dilation, ceil_mode):
@@ -224,7 +256,12 @@ def _describe_avg_pool2d(y, x, kernel_size, stride, padding, ceil_mode, count_in
 
 _DESCRIBE = {
     "fastconv::conv2d": _describe_conv2d,
+    "fastconv::conv_transpose2d": _describe_conv_transpose2d,
     "fastconv::max_pool2d": _describe_max_pool2d,
     "fastconv::max_pool2d_values": _describe_max_pool2d_values,
     "fastconv::avg_pool2d": _describe_avg_pool2d,
+    "fastconv::adaptive_max_pool2d": _describe_adaptive_max_pool2d,
+    "fastconv::adaptive_max_pool2d_values": lambda y, x, output_size: _describe_adaptive("max", x, y),
+    "fastconv::adaptive_avg_pool2d": lambda y, x, output_size: _describe_adaptive("avg", x, y),
+    "fastconv::lp_pool2d": _describe_lp_pool2d,
 }

@@ -66,6 +66,6 @@ def _freeze(module: torch.nn.Module, frozen: bool) -> torch.nn.Module:
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"fastconv: expected a torch.nn.Module, but got {type(module).__name__}")
     for layer in module.modules():
-        if isinstance(layer, torch.nn.Conv2d):
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
             _operators().freeze_weight(layer.weight.detach(), frozen)
     return module

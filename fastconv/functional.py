@@ -4,17 +4,33 @@ Bad arguments raise what torch raises: a call that fails is handed to torch's ow
 the one that the caller sees. A call never falls back: if torch would accept it, fastconv's own error stands.
 """
 
-import inspect
-
 import torch
 import torch.nn.functional as F
 
+from . import _activations as activations
+from . import _pool_autograd as pools
 from . import accuracy, autograd, ops, selection
-from ._extension import ExtensionError
+from ._arguments import (
+    ARGUMENT_ERRORS,
+    as_torch,
+    autocast,
+    may_differentiate,
+    output_size_of,
+    pair,
+    sides,
+    window,
+)
 
-__all__ = ["conv2d", "conv2d_relu", "max_pool2d", "avg_pool2d"]
-
-_ACTIVATIONS = {None: "none", "relu": "relu"}
+__all__ = [
+    "conv2d",
+    "conv2d_relu",
+    "conv_transpose2d",
+    "max_pool2d",
+    "avg_pool2d",
+    "lp_pool2d",
+    "adaptive_max_pool2d",
+    "adaptive_avg_pool2d",
+]
 
 
 def conv2d(
@@ -40,7 +56,10 @@ def conv2d(
         stride, dilation: an int, or height and width.
         padding: an int, height and width, 'valid' (none) or 'same' (output of the input's size, for stride 1; the
             odd row or column of an even window goes to the bottom or right, as in torch).
-        activation: None or 'relu'. The backward of a ReLU reads the output only, so nothing more is saved for it.
+        activation: None, or one word: 'relu', 'leaky_relu', 'relu6', 'elu', 'sigmoid', 'tanh', 'silu', 'gelu',
+            'hardswish', computed as torch.nn.functional does; 'leaky_relu:0.2' has another slope than 0.01, 'elu:0.5'
+            another alpha than 1 (finite, at least 0). Backward reads the output only and saves nothing more. For silu,
+            gelu and hardswish it reads their input: where a gradient is wanted, they run apart, as in torch.
         algorithm: "auto", or the name of a row of the algorithm table, for this call and its backward; it wins over
             `fastconv.algorithm(...)`.
 
@@ -63,15 +82,51 @@ def conv2d(
         if output is not None:
             return output
         return _conv2d(input, weight, bias, stride, padding, dilation, groups, activation, residual, algorithm)
-    except _ARGUMENT_ERRORS as error:
+    except ARGUMENT_ERRORS as error:
         given = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
         required = (input, weight) if bias is None else (input, weight, bias)
-        raise _as_torch(error, conv2d, F.conv2d, required, given) from None
+        raise as_torch(error, conv2d, F.conv2d, required, given) from None
 
 
 def conv2d_relu(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, algorithm="auto"):
     """relu(conv2d(...)) in one pass: the arguments, shapes and errors of `conv2d`. NaN stays NaN, as in torch.relu."""
     return conv2d(input, weight, bias, stride, padding, dilation, groups, activation="relu", algorithm=algorithm)
+
+
+def conv_transpose2d(
+    input,
+    weight,
+    bias=None,
+    stride=1,
+    padding=0,
+    output_padding=0,
+    groups=1,
+    dilation=1,
+    *,
+    algorithm="auto",
+):
+    """2-D transposed convolution: the gradient of `conv2d` with respect to its input, plus a bias.
+
+    input (N, C, H, W) or (C, H, W), weight (C, K / groups, R, S), bias (K,) -> (N, K, P, Q) or (K, P, Q), with
+    P = (H - 1) * stride - 2 * padding + dilation * (R - 1) + output_padding + 1, Q alike.
+
+    `algorithm`, memory format, autocast and derivatives are as of `conv2d`. An output_padding that exceeds padding +
+    stride - 1 (possible with dilation) must leave some of the convolution in the output.
+
+    Raises what torch.nn.functional.conv_transpose2d raises for the same bad argument, and as `conv2d` besides.
+    """
+    args = input, weight, bias, stride, padding, output_padding, groups, dilation
+    if torch.compiler.is_compiling():
+        return _conv_transpose2d(*args, algorithm)
+    try:
+        output = ops.functional_conv_transpose2d(*args, selection.resolve(algorithm), accuracy.current)
+        return _conv_transpose2d(*args, algorithm) if output is None else output
+    except ARGUMENT_ERRORS as error:
+        given = dict(
+            stride=stride, padding=padding, output_padding=output_padding, groups=groups, dilation=dilation
+        )
+        required = (input, weight) if bias is None else (input, weight, bias)
+        raise as_torch(error, conv_transpose2d, F.conv_transpose2d, required, given) from None
 
 
 def max_pool2d(
@@ -98,11 +153,11 @@ def max_pool2d(
             if output is not None:
                 return output
         return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-    except _ARGUMENT_ERRORS as error:
+    except ARGUMENT_ERRORS as error:
         given = dict(
             stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode, return_indices=return_indices
         )
-        raise _as_torch(error, max_pool2d, F.max_pool2d, (input, kernel_size), given) from None
+        raise as_torch(error, max_pool2d, F.max_pool2d, (input, kernel_size), given) from None
 
 
 def avg_pool2d(
@@ -124,7 +179,7 @@ def avg_pool2d(
         if output is not None:
             return output
         return _avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    except _ARGUMENT_ERRORS as error:
+    except ARGUMENT_ERRORS as error:
         given = dict(
             stride=stride,
             padding=padding,
@@ -132,88 +187,78 @@ def avg_pool2d(
             count_include_pad=count_include_pad,
             divisor_override=divisor_override,
         )
-        raise _as_torch(error, avg_pool2d, F.avg_pool2d, (input, kernel_size), given) from None
+        raise as_torch(error, avg_pool2d, F.avg_pool2d, (input, kernel_size), given) from None
 
 
-# --- errors ------------------------------------------------------------------------------------------------
+def lp_pool2d(input, norm_type, kernel_size, stride=None, ceil_mode=False):
+    """(sum of x ** norm_type) ** (1 / norm_type) over each window: input (N, C, H, W) or (C, H, W), sizes as of
+    `max_pool2d`. A window that reaches over the border (with `ceil_mode`) is scaled up to the size of a whole one.
 
-_ARGUMENT_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
+    As in torch, x is not made absolute: an odd or fractional norm of negative numbers may be NaN. inf and -inf are the
+    largest and smallest absolute value. Where an output is 0, its gradient is 0 (norm_type 1 excepted); torch says so
+    too, but sends NaN.
 
-
-def _as_torch(error, ours, theirs, required, given):
-    """What the caller shall see instead of `error`: torch's exception for the same arguments, if it has one.
-
-    Messages that begin with "fastconv: " were chosen over torch's and stay. torch's type errors list the arguments that
-    it was given, so defaults are not passed.
+    Raises what torch.nn.functional.lp_pool2d raises for the same bad argument, and ValueError for a norm of NaN.
     """
-    if isinstance(error, ExtensionError) or str(error).startswith("fastconv: "):
-        return error
-    defaults = inspect.signature(ours).parameters
-    given = {name: value for name, value in given.items() if value is not defaults[name].default}
+    if torch.compiler.is_compiling():
+        return _lp_pool2d(input, norm_type, kernel_size, stride, ceil_mode)
     try:
-        with torch.no_grad():
-            theirs(*required, **given)
-    except Exception as reworded:
-        return reworded.with_traceback(None)
-    return error
+        output = ops.functional_lp_pool2d(input, norm_type, kernel_size, stride, ceil_mode)
+        return _lp_pool2d(input, norm_type, kernel_size, stride, ceil_mode) if output is None else output
+    except ARGUMENT_ERRORS as error:
+        given = dict(stride=stride, ceil_mode=ceil_mode)
+        raise as_torch(error, lp_pool2d, F.lp_pool2d, (input, norm_type, kernel_size), given) from None
 
 
-# --- arguments ---------------------------------------------------------------------------------------------
+def adaptive_max_pool2d(input, output_size, return_indices=False):
+    """Largest element of each of P x Q windows that cover the input: (N, C, H, W) or (C, H, W) -> (N, C, P, Q) or
+    (C, P, Q), in the input's memory format; with `return_indices` also their int64 positions in the (H, W) plane.
+
+    Window i along an axis of H elements covers floor(i * H / P) up to ceil((i + 1) * H / P). `output_size` is P = Q,
+    or a pair of which None stands for the input's size.
+
+    Raises what torch.nn.functional.adaptive_max_pool2d raises for the same bad argument.
+    """
+    if torch.compiler.is_compiling():
+        return _adaptive_max_pool2d(input, output_size, return_indices)
+    try:
+        output = None if return_indices else ops.functional_adaptive_max_pool2d(input, output_size)
+        return _adaptive_max_pool2d(input, output_size, return_indices) if output is None else output
+    except ARGUMENT_ERRORS as error:
+        given = dict(return_indices=return_indices)
+        raise as_torch(error, adaptive_max_pool2d, F.adaptive_max_pool2d, (input, output_size), given) from None
 
 
-def _pair(value, name):
-    """Height and width. One value, in a list or not, is both."""
-    if isinstance(value, (tuple, list)):
-        if len(value) == 2:
-            return list(value)
-        if len(value) == 1:
-            return [value[0], value[0]]
-        raise ValueError(f"expected {name} to be a single integer value or a list of 2 values, but got {value}")
-    if isinstance(value, bool):
-        raise TypeError(f"expected {name} to be an integer, but got {value}")
-    return [value, value]
+def adaptive_avg_pool2d(input, output_size):
+    """Mean of each of P x Q windows that cover the input; windows, sizes and `output_size` as of `adaptive_max_pool2d`.
+
+    Raises what torch.nn.functional.adaptive_avg_pool2d raises for the same bad argument.
+    """
+    if torch.compiler.is_compiling():
+        return _adaptive_avg_pool2d(input, output_size)
+    try:
+        output = ops.functional_adaptive_avg_pool2d(input, output_size)
+        return _adaptive_avg_pool2d(input, output_size) if output is None else output
+    except ARGUMENT_ERRORS as error:
+        raise as_torch(error, adaptive_avg_pool2d, F.adaptive_avg_pool2d, (input, output_size), {}) from None
 
 
-def _sides(padding, weight, stride, dilation):
-    """Padding at the top, left, bottom and right."""
-    if isinstance(padding, str):
-        if padding == "valid":
-            return [0, 0, 0, 0]
-        if padding != "same":
-            raise ValueError(f"Invalid padding string: '{padding}'")
-        if stride[0] != 1 or stride[1] != 1:
-            raise ValueError("padding='same' is not supported for strided convolutions")
-        height, width = (dilation[i] * (weight.shape[2 + i] - 1) for i in (0, 1))
-        return [height // 2, width // 2, height - height // 2, width - width // 2]
-    height, width = _pair(padding, "padding")
-    return [height, width, height, width]
-
-
-def _autocast(*tensors):
-    """The tensors in autocast's dtype, if it is on for their device: all floating-point ones but float64."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(
-        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype is not torch.float64 else t
-        for t in tensors
-    )
+# --- the operators, or their Functions where a derivative may be wanted ----------------------------------------
 
 
 def _conv2d(input, weight, bias, stride, padding, dilation, groups, activation, residual, algorithm):
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"fastconv: unknown activation {activation!r}; known are: None, 'relu'")
+    activation = activations.operator_word(activation)
     algorithm = selection.resolve(selection.check_algorithm(algorithm))
-    stride = _pair(stride, "stride")
-    dilation = _pair(dilation, "dilation")
-    padding = _sides(padding, weight, stride, dilation)
+    stride = pair(stride, "stride")
+    dilation = pair(dilation, "dilation")
+    padding = sides(padding, weight, stride, dilation)
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        input, weight, bias, residual = _autocast(input, weight, bias, residual)
+        input, weight, bias, residual = autocast(input, weight, bias, residual)
     single = input.dim() == 3
     if single:
         input = input.unsqueeze(0)
         residual = residual if residual is None else residual.unsqueeze(0)
+    apart = activations.needs_input(activation) and may_differentiate(input, weight, bias, residual)
     operator = ops.conv2d if torch.compiler.is_compiling() else autograd.conv2d
     output = operator(
         input,
@@ -224,51 +269,90 @@ def _conv2d(input, weight, bias, stride, padding, dilation, groups, activation, 
         padding,
         dilation,
         groups,
-        _ACTIVATIONS[activation],
+        "none" if apart else activation,
+        algorithm,
+        accuracy.current,
+    )
+    if apart:
+        output = activations.apply(activation, output)
+    return output.squeeze(0) if single else output
+
+
+def _conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation, algorithm):
+    algorithm = selection.resolve(selection.check_algorithm(algorithm))
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        input, weight, bias = autocast(input, weight, bias)
+    single = input.dim() == 3
+    operator = ops.conv_transpose2d if torch.compiler.is_compiling() else autograd.conv_transpose2d
+    output = operator(
+        input.unsqueeze(0) if single else input,
+        weight,
+        bias,
+        pair(stride, "stride"),
+        pair(padding, "padding"),
+        pair(output_padding, "output_padding"),
+        groups,
+        pair(dilation, "dilation"),
         algorithm,
         accuracy.current,
     )
     return output.squeeze(0) if single else output
 
 
-def _window(kernel_size, stride, padding):
-    kernel_size = _pair(kernel_size, "kernel_size")
-    no_stride = stride is None or (isinstance(stride, (tuple, list)) and len(stride) == 0)
-    return kernel_size, list(kernel_size) if no_stride else _pair(stride, "stride"), _pair(padding, "padding")
-
-
 def _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
-    kernel_size, stride, padding = _window(kernel_size, stride, padding)
-    conf = (kernel_size, stride, padding, _pair(dilation, "dilation"), ceil_mode)
+    conf = (*window(kernel_size, stride, padding), pair(dilation, "dilation"), ceil_mode)
+    return _pool_max("max_pool2d", pools.max_pool, input, conf, return_indices)
+
+
+def _adaptive_max_pool2d(input, output_size, return_indices):
+    conf = (output_size_of(output_size, input.shape),)
+    return _pool_max("adaptive_max_pool2d", pools.adaptive_max_pool, input, conf, return_indices)
+
+
+def _pool_max(name, functions, input, conf, return_indices):
     single = input.dim() == 3
     if single:
         input = input.unsqueeze(0)
     compiling = torch.compiler.is_compiling()
-    if return_indices or _may_differentiate(input):
-        output, offsets = (ops.max_pool2d if compiling else autograd.max_pool)(input, *conf)
+    if return_indices or may_differentiate(input):
+        output, offsets = (getattr(ops, name) if compiling else functions.pool)(input, *conf)
     else:
-        output = ops.max_pool2d_values(input, *conf)
+        output = getattr(ops, f"{name}_values")(input, *conf)
     if single:
         output = output.squeeze(0)
     if not return_indices:
         return output
-    indices = (ops.max_pool2d_indices if compiling else autograd.max_pool_indices)(offsets, input.shape, *conf)
+    indices = (getattr(ops, f"{name}_indices") if compiling else functions.indices)(offsets, input.shape, *conf)
     return output, indices.squeeze(0) if single else indices
 
 
-def _may_differentiate(input):
-    return (
-        (input.requires_grad and torch.is_grad_enabled())
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
-
-
 def _avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
-    kernel_size, stride, padding = _window(kernel_size, stride, padding)
-    single = input.dim() == 3
-    if single:
-        input = input.unsqueeze(0)
-    operator = ops.avg_pool2d if torch.compiler.is_compiling() else autograd.avg_pool
-    output = operator(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    return output.squeeze(0) if single else output
+    operator = ops.avg_pool2d if torch.compiler.is_compiling() else pools.avg_pool.pool
+    conf = (*window(kernel_size, stride, padding), ceil_mode, count_include_pad, divisor_override)
+    return _batched(operator, input, *conf)
+
+
+def _adaptive_avg_pool2d(input, output_size):
+    operator = ops.adaptive_avg_pool2d if torch.compiler.is_compiling() else pools.adaptive_avg_pool.pool
+    return _batched(operator, input, output_size_of(output_size, input.shape))
+
+
+def _lp_pool2d(input, norm_type, kernel_size, stride, ceil_mode):
+    if not isinstance(norm_type, (int, float)):
+        raise TypeError(f"fastconv: norm_type must be a number, but got {type(norm_type).__name__}")
+    if isinstance(kernel_size, (tuple, list)) and len(kernel_size) != 2:
+        raise ValueError(f"expected kernel_size to be an integer or a list of 2, but got {kernel_size}")
+    if norm_type in (float("inf"), -float("inf")):
+        sign = 1 if norm_type > 0 else -1
+        return sign * max_pool2d(sign * input.abs(), kernel_size, stride, ceil_mode=ceil_mode)
+    if norm_type == 0:
+        raise ValueError("norm_type should not be zero")  # what torch raises comes from its own arithmetic
+    operator = ops.lp_pool2d if torch.compiler.is_compiling() else pools.lp_pool
+    kernel_size, stride, _ = window(kernel_size, stride, 0)
+    return _batched(operator, input, float(norm_type), kernel_size, stride, ceil_mode)
+
+
+def _batched(operator, input, *conf):
+    if input.dim() == 3:
+        return operator(input.unsqueeze(0), *conf).squeeze(0)
+    return operator(input, *conf)

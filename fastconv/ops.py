@@ -19,6 +19,7 @@ OPERATORS = (
     "conv2d",
     "conv2d_grad_input",
     "conv2d_grad_weight",
+    "conv_transpose2d",
     "max_pool2d",
     "max_pool2d_values",
     "max_pool2d_backward",
@@ -26,12 +27,25 @@ OPERATORS = (
     "max_pool2d_indices",
     "avg_pool2d",
     "avg_pool2d_backward",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool2d_values",
+    "adaptive_max_pool2d_backward",
+    "adaptive_max_pool2d_gather",
+    "adaptive_max_pool2d_indices",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool2d_backward",
+    "lp_pool2d",
+    "lp_pool2d_backward",
 )
 
 SHORT_WAYS = (
     "functional_conv2d",
+    "functional_conv_transpose2d",
     "functional_max_pool2d",
     "functional_avg_pool2d",
+    "functional_adaptive_max_pool2d",
+    "functional_adaptive_avg_pool2d",
+    "functional_lp_pool2d",
     *(f"eager_{name}" for name in OPERATORS),
 )
 

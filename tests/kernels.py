@@ -11,6 +11,20 @@ DTYPES = {
     "f32": torch.float32, "f64": torch.float64, "f16": torch.float16, "bf16": torch.bfloat16,
     "u8": torch.uint8, "i8": torch.int8, "i16": torch.int16, "i32": torch.int32, "i64": torch.int64,
 }  # fmt: skip
+# word in a problem's text -> (torch's function, torch's gradient from the output or None), given the parameter
+ACTIVATIONS = {
+    "relu": (lambda x, a: F.relu(x), lambda dy, y, a: aten.threshold_backward(dy, y, 0)),
+    "leaky_relu:0.1": (lambda x, a: F.leaky_relu(x, a), lambda dy, y, a: aten.leaky_relu_backward(dy, y, a, True)),
+    "relu6": (lambda x, a: F.relu6(x), lambda dy, y, a: aten.hardtanh_backward(dy, y, 0, 6)),
+    "elu:0.7": (lambda x, a: F.elu(x, a), lambda dy, y, a: aten.elu_backward(dy, a, 1, 1, True, y)),
+    "sigmoid": (lambda x, a: torch.sigmoid(x), lambda dy, y, a: aten.sigmoid_backward(dy, y)),
+    "tanh": (lambda x, a: torch.tanh(x), lambda dy, y, a: aten.tanh_backward(dy, y)),
+    "silu": (lambda x, a: F.silu(x), None),
+    "gelu": (lambda x, a: F.gelu(x), None),
+    "hardswish": (lambda x, a: F.hardswish(x), None),
+}
+_OF_NAME = {word.split(":")[0]: functions for word, functions in ACTIVATIONS.items()}
+aten = torch.ops.aten
 GUARD = 64  # elements before and after every operand
 PASSES = ("fwd", "grad_input", "grad_weight")
 _TABLE_NAMES = {"fwd": "forward"}
@@ -57,16 +71,39 @@ def random_values(sizes, dtype, generator, exact=False):
     return torch.randn(sizes, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def bound(row, problem, expected, torch_error, terms):
+def activate(x, p):
+    return _OF_NAME[p["activation"]][0](x, p["activation_parameter"]) if p["activation"] != "none" else x
+
+
+def gradient_from_output(dy, y, p):
+    """Of the problem's activation, by torch."""
+    return _OF_NAME[p["activation"]][1](dy, y, p["activation_parameter"]) if p["activation"] != "none" else dy
+
+
+def outputs_of_activation(sizes, dtype, generator, p, exact):
+    """What a forward pass may have given, both ends of its range included; NaN where it lets the gradient pass."""
+    y = random_values(sizes, dtype, generator, exact)
+    if not dtype.is_floating_point:
+        return y
+    if p["activation"] != "relu":
+        y = activate(4 * y.double(), p).to(dtype)
+    if p["activation"] in ("relu", "leaky_relu"):
+        y[torch.rand(sizes, generator=generator) < 0.05] = math.nan
+    return y
+
+
+def bound(row, problem, expected, torch_error, terms, sums=None):
     """The largest error allowed: twice torch's own plus a rounding floor; Winograd's is stated by its accuracy class.
 
-    float64 is its own reference, whose error is unknown: there the floor grows as roundings of `terms` products do.
+    An activation is applied to rounded `sums`, so their size sets the floor: no activation is steeper than 1.5. float64 is its own reference, whose error is unknown: there the floor grows as roundings of `terms` products do.
     """
     dtype = expected.dtype
     scale = expected.double().abs().max().item() if expected.numel() else 0.0
     if not dtype.is_floating_point:
         return 0.0
     output_rounding = torch.finfo(dtype).eps * scale
+    if sums is not None and sums.numel():
+        scale = sums.abs().max().item()
     compute = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     if row == "winograd" and problem["accuracy"] != "torch" and dtype != torch.float64:
         return {"fast": 2e-6, "fastest": 1.2e-5}[problem["accuracy"]] * scale + output_rounding
@@ -74,7 +111,7 @@ def bound(row, problem, expected, torch_error, terms):
     return 2 * torch_error + output_rounding + (2 + walk) * compute * scale
 
 
-def judge(name, result, expected64, torch_result, row, problem, terms, context):
+def judge(name, result, expected64, torch_result, row, problem, terms, context, sums=None):
     expected = expected64.to(result.dtype) if result.dtype.is_floating_point else wrap(expected64, result.dtype)
     assert result.shape == expected.shape
     if not result.dtype.is_floating_point:
@@ -83,7 +120,7 @@ def judge(name, result, expected64, torch_result, row, problem, terms, context):
     assert bool(torch.isfinite(result).all()), f"{name} has values that were never written, or NaN: {context}"
     error = (result.double() - expected64).abs().max().item() if result.numel() else 0.0
     torch_error = (torch_result.double() - expected64).abs().max().item() if result.numel() else 0.0
-    allowed = bound(row, problem, expected, torch_error, terms)
+    allowed = bound(row, problem, expected, torch_error, terms, sums)
     assert error <= allowed, f"{name}: error {error:.3g} > {allowed:.3g} (torch's is {torch_error:.3g}): {context}"
 
 
@@ -125,9 +162,8 @@ def check_conv(text, row, *, threads=1, prepacked=False, seed=0, exact=False, ru
     w_sizes = (p["k"], p["c"] // p["groups"], p["r"], p["s"])
     y_sizes = (p["n"], p["k"], facts["p"], facts["q"])
     context = f"{text} on {row}, {_C.cpu_isa()}, {threads} threads, {prepacked=}"
-    relu, has_aux = p["activation"] == "relu", bool(p["residual"])
-    forward = p["pass"] == "fwd" or p["pass"] == "forward"
-    has_aux = has_aux or (relu and not forward)
+    forward = p["pass"] == "forward"
+    masks = p["activation"] != "none" and not forward
 
     def operand(sizes, strides, filled):
         return Operand(sizes, strides, dtype, random_values(sizes, dtype, g, exact) if filled else None)
@@ -136,13 +172,16 @@ def check_conv(text, row, *, threads=1, prepacked=False, seed=0, exact=False, ru
     x = operand(x_sizes, p["x_strides"], forward or weight_gradient)
     weight = operand(w_sizes, p["weight_strides"], not weight_gradient)
     y = operand(y_sizes, p["y_strides"], not forward)
-    aux = operand(y_sizes, p["aux_strides"], True) if has_aux else None
-    bias = operand((p["k"],), (1,), forward) if p["bias"] else None
+    aux = operand(y_sizes, p["aux_strides"], True) if p["residual"] else None
+    if masks:
+        aux = Operand(y_sizes, p["aux_strides"], dtype, outputs_of_activation(y_sizes, dtype, g, p, exact))
+    bias_size = p["c"] if p["pass"] == "grad_input" else p["k"]
+    bias = operand((bias_size,), (1,), not weight_gradient) if p["bias"] else None
     operands = {"x": x, "weight": weight, "y": y}
     if aux:
         operands["aux"] = aux
     if bias:
-        operands["bias" if forward else "grad_bias"] = bias
+        operands["grad_bias" if weight_gradient else "bias"] = bias
 
     run(text, row, {name: o.address for name, o in operands.items()}, threads, prepacked)
     for name, o in operands.items():
@@ -152,22 +191,28 @@ def check_conv(text, row, *, threads=1, prepacked=False, seed=0, exact=False, ru
         return o.view.to(to)
 
     if forward:
-        def expected(to):
+        def sums(to):
             out = convolution(wide(x, to), wide(weight, to), wide(bias, to) if bias else None, p)
-            out = out + wide(aux, to) if p["residual"] else out
-            return out.relu() if relu else out
+            return out + wide(aux, to) if p["residual"] else out
 
         terms = w_sizes[1] * w_sizes[2] * w_sizes[3]
-        judge("y", y.view, expected(torch.float64), expected(yardstick), row, p, terms, context)
+        exact_sums = sums(torch.float64)
+        judge(
+            "y", y.view, activate(exact_sums, p), activate(sums(yardstick), p), row, p, terms, context,
+            exact_sums if p["activation"] not in ("none", "relu") else None,
+        )  # fmt: skip
         return
 
     def masked(to):
-        return wide(y, to) * ~(aux.view.to(torch.float64) <= 0) if relu else wide(y, to)
+        return gradient_from_output(wide(y, to), wide(aux, to), p) if masks else wide(y, to)
 
     if p["pass"] == "grad_input":
         blank = torch.zeros(x_sizes)
         dx = gradients(blank.double(), wide(weight), masked(torch.float64), p)[0]
         torch_dx = gradients(blank.to(yardstick), wide(weight, yardstick), masked(yardstick), p)[0]
+        if bias:
+            dx = dx + wide(bias)[:, None, None]
+            torch_dx = torch_dx + wide(bias, yardstick)[:, None, None]
         judge("grad_input", x.view, dx, torch_dx, row, p, p["k"] * p["r"] * p["s"], context)
     else:
         blank = torch.zeros(w_sizes)

@@ -1,4 +1,5 @@
-"""Runs one pooling row on guarded memory and judges the result: maxima against the definition, averages against torch."""
+"""Runs one pooling row on guarded memory and judges the result: maxima against the definition, averages and LP pools
+against torch."""
 
 import math
 
@@ -28,6 +29,29 @@ MAX_SHAPES = [
 ]
 AVG_SHAPES = [s for s in MAX_SHAPES if s.endswith(" dl1")]
 AVG_FLAGS = ["", " ceil", " nopad", " ceil nopad", " div3", " ceil div-5"]
+LP_SHAPES = [
+    "n2c5h9w11 r3s3 st1 pd0 dl1",
+    "n1c3h13w70 r2s2 st2 pd0 dl1",
+    "n2c67h11w7 r3s3 st2 pd0 dl1",
+    "n1c33h7w37 r3s2 st1x2 pd0 dl1",
+    "n1c4h10w41 r2s5 st3x1 pd0 dl1",
+    "n1c17h23w29 r1s4 st2x3 pd0 dl1",
+    "n1c130h5w5 r5s5 st5 pd0 dl1",
+    "n2c2h13w35 r7s7 st1 pd0 dl1",
+    "n1c2h6w9 r1s1 st3x2 pd0 dl1",
+]
+NORMS = [2, 1, 3, 0.5, 2.5, -1, 4]
+# Sizes of output below and above the input's, windows that overlap, one axis whole; the window is made canonical.
+ADAPTIVE_SHAPES = [
+    ("n2c5h9w11 r1s1 st1 pd0 dl1", "p4q3"),
+    ("n1c3h13w70 r1s1 st1 pd0 dl1", "p6q33"),
+    ("n2c67h11w7 r1s1 st1 pd0 dl1", "p3q10"),
+    ("n1c33h7w37 r1s1 st1 pd0 dl1", "p7q5"),
+    ("n1c130h5w5 r1s1 st1 pd0 dl1", "p2q3"),
+    ("n2c2h10w41 r1s1 st1 pd0 dl1", "p1q4"),
+    ("n1c17h3w29 r1s1 st1 pd0 dl1", "p8q31"),
+    ("n1c19h31w23 r1s1 st1 pd0 dl1", "p3q2"),
+]
 
 
 def sizes_of(p):
@@ -38,14 +62,29 @@ def lowest(dtype):
     return -math.inf if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
+def adaptive_axis(size, windows):
+    """Begin and end of every window along an axis, as torch has them."""
+    i = torch.arange(windows)
+    return i * size // windows, ((i + 1) * size + windows - 1) // windows
+
+
+def tap_rows(p, size, windows, tap, stride, pad, dilation):
+    """Where each window of an axis reads with one of its taps, and whether that is an element of the window."""
+    if p["adaptive"]:
+        begin, end = adaptive_axis(p[size], p[windows])
+        return begin + tap, begin + tap < end
+    at = torch.arange(p[windows]) * p[stride] - p[pad] + tap * p[dilation]
+    return at, (at >= 0) & (at < p[size])
+
+
 def taps(p):
     """For each tap of the window, first to last: its offset, the plane position that each output reads there, and which
     outputs do so inside the plane."""
     for r in range(p["r"]):
         for s in range(p["s"]):
-            h = torch.arange(p["p"]) * p["stride_h"] - p["pad_top"] + r * p["dilation_h"]
-            w = torch.arange(p["q"]) * p["stride_w"] - p["pad_left"] + s * p["dilation_w"]
-            inside = ((h >= 0) & (h < p["h"]))[:, None] & ((w >= 0) & (w < p["w"]))
+            h, h_inside = tap_rows(p, "h", "p", r, "stride_h", "pad_top", "dilation_h")
+            w, w_inside = tap_rows(p, "w", "q", s, "stride_w", "pad_left", "dilation_w")
+            inside = h_inside[:, None] & w_inside
             yield r * p["s"] + s, (h[:, None] * p["w"] + w).where(inside, 0).flatten(), inside.flatten()
 
 
@@ -139,7 +178,22 @@ def check_max(text, *, threads=1, seed=0, values=special_values, run=_C.run_row)
         assert identical(y.view.flatten(2), plane.gather(2, chosen)), f"gathered values differ: {context}"
 
 
+def adaptive_sums(p):
+    """0/1 matrices that sum over the windows of each axis, and the number of elements of every window."""
+    sums = []
+    for size, windows in (("h", "p"), ("w", "q")):
+        begin, end = adaptive_axis(p[size], p[windows])
+        at = torch.arange(p[size])
+        sums.append(((at >= begin[:, None]) & (at < end[:, None])).long())
+    return *sums, sums[0].sum(1)[:, None] * sums[1].sum(1)
+
+
 def average(x, p):
+    if p["adaptive"]:
+        if x.is_floating_point():
+            return F.adaptive_avg_pool2d(x, (p["p"], p["q"]))
+        rows, columns, count = adaptive_sums(p)  # torch has no adaptive integers
+        return (rows @ x @ columns.T).div(count, rounding_mode="trunc")
     return F.avg_pool2d(x, *average_arguments(p))
 
 
@@ -151,6 +205,12 @@ def average_arguments(p):
 
 
 def average_gradient(dy, p):
+    if p["adaptive"] and not dy.is_floating_point():
+        rows, columns, count = adaptive_sums(p)
+        return rows.T @ dy.div(count, rounding_mode="trunc") @ columns
+    if p["adaptive"]:
+        blank = torch.zeros(sizes_of(p)[0], dtype=dy.dtype, requires_grad=True)
+        return torch.autograd.grad(average(blank, p), blank, dy.contiguous())[0]
     blank = torch.zeros(sizes_of(p)[0], dtype=dy.dtype)
     return torch.ops.aten.avg_pool2d_backward(dy.contiguous(), blank, *average_arguments(p))
 
@@ -180,8 +240,60 @@ def check_avg(text, *, threads=1, seed=0, run=_C.run_row):
     judge("result", result.view, exact, theirs, "avg_pool", p, p["r"] * p["s"], context)
 
 
+def lp_norm(x, p):
+    return F.lp_pool2d(x, p["norm"], [p["r"], p["s"]], [p["stride_h"], p["stride_w"]], bool(p["ceil_mode"]))
+
+
+def lp_gradient(x, dy, p):
+    x = x.contiguous().detach().requires_grad_()
+    return torch.autograd.grad(lp_norm(x, p), x, dy.contiguous())[0]
+
+
+def check_lp(text, *, threads=1, seed=0, integers=False, run=_C.run_row):
+    """Positive values where a negative one's power or root is NaN or cancels. `integers`: of both signs, among them
+    windows of zeros; sums of their powers are exact, so that it is certain which sums are negative (NaN) or zero."""
+    p = _C.parse_problem(text)
+    g = torch.Generator().manual_seed(seed)
+    dtype = DTYPES[p["dtype"]]
+    x_sizes, y_sizes = sizes_of(p)
+    fwd = p["pass"] == "forward"
+    context = f"{text}, {_C.cpu_isa()}, {threads} threads, {integers=}"
+
+    source = random_values(x_sizes, dtype, g, exact=integers)
+    if integers:
+        source[:, ::2, : x_sizes[2] // 2 + 1] = 0
+    elif p["norm"] not in (1, 2, 4):
+        source = source.abs() + 0.25
+    x = operand(x_sizes, p["x_strides"], dtype, source if fwd else None)
+    y = operand(y_sizes, p["y_strides"], dtype, None if fwd else random_values(y_sizes, dtype, g))
+    operands = {"x": x, "y": y}
+    if not fwd:
+        operands["input"] = operand(x_sizes, p["x_strides"], dtype, source)
+        norms = lp_norm(operands["input"].view.double().contiguous(), p).to(dtype)
+        operands["output"] = operand(y_sizes, p["y_strides"], dtype, norms)
+    run(text, "lp_pool", {name: o.address for name, o in operands.items()}, threads)
+    for name, o in operands.items():
+        assert o.untouched_outside(), f"wrote outside {name}: {context}"
+
+    if fwd:
+        result, exact, theirs = y.view, lp_norm(x.view.double().contiguous(), p), lp_norm(x.view.contiguous(), p)
+    else:
+        given = operands["input"].view
+        result, theirs = x.view, lp_gradient(given, y.view, p)
+        exact = lp_gradient(given.double(), y.view.double(), p)
+    assert torch.equal(result.isnan(), exact.isnan()), f"NaN in other places than torch's: {context}"
+    blank = [torch.nan_to_num(t, nan=0.0, posinf=math.inf, neginf=-math.inf) for t in (result, exact, theirs)]
+    judge("result", *blank, "lp_pool", p, p["r"] * p["s"], context)
+
+
 def check(text, **how):
-    (check_max if text.startswith("maxpool") else check_avg)(text, **how)
+    {"maxpool": check_max, "avgpool": check_avg, "lppool": check_lp}[text.split()[0]](text, **how)
+
+
+def adaptive_texts(kind, pass_, dtype, layout, offsets=("",)):
+    for shape, windows in ADAPTIVE_SHAPES:
+        for off in offsets:
+            yield f"{kind} {shape} {dtype} {layout} {pass_}{off} adaptive {windows}"
 
 
 def max_texts(pass_, dtype, layout, offsets=(" off8", "")):
@@ -189,13 +301,21 @@ def max_texts(pass_, dtype, layout, offsets=(" off8", "")):
         ceil = " ceil" if i % 3 == 1 else ""
         for off in offsets if pass_ == "fwd" else (" off8",):
             yield f"maxpool {shape} {dtype} {layout} {pass_}{off}{ceil}"
+    yield from adaptive_texts("maxpool", pass_, dtype, layout, offsets if pass_ == "fwd" else (" off8",))
 
 
 def avg_texts(pass_, dtype, layout):
     for i, shape in enumerate(AVG_SHAPES):
         for flag in {AVG_FLAGS[i % 6], AVG_FLAGS[(i + 3) % 6]}:
             yield f"avgpool {shape} {dtype} {layout} {pass_}{flag}"
+    yield from adaptive_texts("avgpool", pass_, dtype, layout)
+
+
+def lp_texts(pass_, dtype, layout):
+    for i, shape in enumerate(LP_SHAPES):
+        for j in range(3):
+            yield f"lppool {shape} {dtype} {layout} {pass_}{' ceil' * (j != 1)} norm{NORMS[(i + 2 * j) % 7]}"
 
 
 def texts(name, pass_, dtype, layout):
-    return (max_texts if name == "max_pool" else avg_texts)(pass_, dtype, layout)
+    return {"max_pool": max_texts, "avg_pool": avg_texts, "lp_pool": lp_texts}[name](pass_, dtype, layout)

@@ -307,7 +307,7 @@ def test_noise_is_named():
 @pytest.mark.parametrize(
     "words, expected",
     [
-        (["describe", "vg16"], "unknown network 'vg16'; did you mean vgg16?"),
+        (["describe", "vg16"], "unknown network 'vg16'; did you mean vgg16"),
         (["run", "lenet"], "unknown network 'lenet'; did you mean lenet5"),
         (["run", "lenet5", "--image", "chna"], "unknown image 'chna'; did you mean china?"),
         (["run", "lenet5", "--algorithms", "dirct"], "unknown algorithm 'dirct'; did you mean direct?"),

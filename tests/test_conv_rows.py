@@ -3,11 +3,13 @@
 Operands lie in guarded, poisoned memory (kernels.py), so values that were never written and writes outside show.
 """
 
+import math
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from kernels import DTYPES, PASSES, Operand, check_conv, does, rows
+from kernels import ACTIVATIONS, DTYPES, PASSES, Operand, activate, check_conv, does, rows
 
 from fastconv import _C
 
@@ -57,7 +59,7 @@ def test_dtypes_and_passes(name, dtype, isa):
     for pass_ in PASSES:
         if not does(row_named(name), pass_, dtype):
             continue
-        epilogue = {"fwd": " bias relu", "grad_input": " relu", "grad_weight": " bias relu"}[pass_]
+        epilogue = {"fwd": " bias relu", "grad_input": " bias relu", "grad_weight": " bias relu"}[pass_]
         for i, shape in enumerate(SHAPES):
             layout = ("nchw", "nhwc")[i % 2]
             ran += check_if_supported(f"conv {shape} {dtype} {layout} {pass_}{epilogue}", name, seed=i)
@@ -71,14 +73,140 @@ def test_layouts_threads_and_prepacked_filters(name, pass_, isa):
     if not does(row_named(name), pass_, "f32"):
         assert pass_ not in row_named(name)["passes"]
         return
-    flags = ["", " bias", " bias relu", " relu res"] if pass_ == "fwd" else ["", " relu"]
-    flags += [" bias"] if pass_ == "grad_weight" else []
+    flags = {
+        "fwd": ["", " bias", " bias relu", " relu res", " bias gelu", " bias elu:0.5 res"],
+        "grad_input": ["", " relu", " bias", " bias tanh", " leaky_relu:0.2"],
+        "grad_weight": ["", " relu", " bias", " sigmoid"],
+    }[pass_]
     ran = 0
     for i, shape in enumerate(SHAPES):
         for j, layout in enumerate(("nchw", "nhwc", "x:nhwc w:nchw y:nchw", "x:nchw w:nhwc y:nhwc")):
             text = f"conv {shape} f32 {layout} {pass_}{flags[(i + j) % len(flags)]}"
             ran += check_if_supported(text, name, threads=1 + (i + j) % 3, prepacked=(i + j) % 2 == 1, seed=i)
     assert ran
+
+
+@pytest.mark.parametrize("word", ACTIVATIONS)
+@pytest.mark.parametrize("name", ROWS)
+def test_activations(name, word, isa):
+    """Forward with bias and residual, and the gradients from the output."""
+    ran = 0
+    for i, shape in enumerate(SHAPES[0:8:7] + SHAPES[1:6:2] + SHAPES[9:]):
+        for j, pass_ in enumerate(PASSES):
+            if pass_ != "fwd" and ACTIVATIONS[word][1] is None:
+                continue
+            dtype, layout = ("f32", "f64", "f32", "f16", "bf16")[(i + j) % 5], ("nchw", "nhwc")[(i + j // 2) % 2]
+            bias, residual = " bias" * ((i + j) % 2), " res" * (pass_ == "fwd" and i % 3 == 1)
+            text = f"conv {shape} {dtype} {layout} {pass_}{bias} {word}{residual}"
+            ran += check_if_supported(text, name, seed=i, threads=1 + i % 2)
+    assert ran
+
+
+# Sums that an activation may meet, and neighbours of its corners.
+SUMS = [0.0, -0.0, math.nan, math.inf, -math.inf, 88.8, -88.8, 104.1, -104.1, 1e30, -1e30, 1e-40, -1e-40, 3, -3, 6, 6.5]
+
+
+@pytest.mark.parametrize("word", ACTIVATIONS)
+@pytest.mark.parametrize("name", ROWS)
+def test_activations_of_special_sums(name, word, isa):
+    """NaN, infinities, what overflows an exponential, and a grid of ordinary numbers, as residuals of zero sums.
+
+    The error of each value is bounded, not of the largest. silu, gelu and hardswish of -inf are 0, their limit, where
+    torch gives NaN.
+    """
+    groups = 32 if name == "depthwise" else 1
+    for dtype, layout in (("f32", "nchw"), ("f32", "nhwc"), ("f64", "nhwc"), ("f16", "nchw"), ("bf16", "nhwc")):
+        text = f"conv n1c32h9w13 k32r3s3 st1 pd1 dl1 g{groups} {dtype} {layout} fwd {word} res"
+        if not does(row_named(name), "fwd", dtype):
+            continue
+        p, t = _C.parse_problem(text), DTYPES[dtype]
+        values = torch.cat([torch.tensor(SUMS, dtype=torch.float64), torch.linspace(-21, 21, 32 * 9 * 13 - len(SUMS))])
+        sizes = (1, 32, 9, 13)
+        residual = Operand(sizes, p["aux_strides"], t, values.view(sizes))
+        x, y = Operand(sizes, p["x_strides"], t, torch.zeros(sizes)), Operand(sizes, p["y_strides"], t)
+        weight = Operand((32, 32 // groups, 3, 3), p["weight_strides"], t, torch.zeros(32, 32 // groups, 3, 3))
+        operands = {"x": x, "weight": weight, "y": y, "aux": residual}
+        _C.run_row(text, name, {key: o.address for key, o in operands.items()})
+        assert all(o.untouched_outside() for o in operands.values())
+        sums = residual.view.double()
+        expected = activate(sums, p)
+        if p["activation"] in ("silu", "gelu", "hardswish"):
+            expected[sums == -math.inf] = 0
+        result, context = y.view.double(), f"{text} on {name}, {isa}"
+        finite = expected.to(t).isfinite()
+        assert torch.equal(result.isfinite(), finite), context
+        assert torch.equal(result.isnan(), expected.isnan()), context
+        assert torch.equal(result[~finite & ~result.isnan()], expected.to(t).double()[~finite & ~result.isnan()]), context
+        compute = torch.finfo(torch.float64 if dtype == "f64" else torch.float32).eps
+        relative = p["activation"] not in ("silu", "gelu")  # whose tails are small differences, see vector_math.h
+        size = expected.abs() if relative else expected.abs().clamp(min=1)
+        allowed = 3 * compute * size + torch.finfo(t).eps * expected.abs() + torch.finfo(t).tiny
+        assert bool(((result - expected).abs() <= allowed)[finite].all()), context
+
+
+@pytest.mark.parametrize("word", [word for word, functions in ACTIVATIONS.items() if functions[1]])
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "winograd"])  # which spreads what is not finite
+def test_gradients_from_special_outputs(name, word, isa):
+    """grad_input of a 1x1 filter of ones is the masked grad_output, NaN and infinities and all.
+
+    By torch's formulas in float64; its relu6 lets the gradient pass where the output is NaN in some lanes only.
+    """
+    groups = 32 if name == "depthwise" else 1
+    for dtype, layout in (("f32", "nchw"), ("f32", "nhwc"), ("bf16", "nchw"), ("f64", "nhwc")):
+        text = f"conv n3c{groups}h7w11 k{groups}r1s1 st1 pd0 dl1 g{groups} {dtype} {layout} grad_input {word}"
+        if not does(row_named(name), "grad_input", dtype):
+            continue
+        p, t = _C.parse_problem(text), DTYPES[dtype]
+        sizes = (3, groups, 7, 11)
+        g = torch.Generator().manual_seed(0)
+        values = torch.randn(sizes, generator=g, dtype=torch.float64)
+        values.flatten()[: len(SUMS)] = torch.tensor(SUMS, dtype=torch.float64)
+        output = Operand(sizes, p["aux_strides"], t, values)
+        dy = Operand(sizes, p["y_strides"], t, torch.randn(sizes, generator=g))
+        dx = Operand(sizes, p["x_strides"], t)
+        weight = Operand((groups, 1, 1, 1), p["weight_strides"], t, torch.ones(groups, 1, 1, 1))
+        operands = {"x": dx, "weight": weight, "y": dy, "aux": output}
+        _C.run_row(text, name, {key: o.address for key, o in operands.items()})
+        assert all(o.untouched_outside() for o in operands.values())
+        y, given, a = output.view.double(), dy.view.double(), p["activation_parameter"]
+        expected = {
+            "relu": lambda: given.masked_fill(y <= 0, 0),
+            "leaky_relu": lambda: torch.where(y > 0, given, a * given),
+            "relu6": lambda: given.masked_fill((y <= 0) | (y >= 6), 0),
+            "elu": lambda: torch.where(y <= 0, given * (y + a), given),
+            "sigmoid": lambda: given * y * (1 - y),
+            "tanh": lambda: given * (1 - y * y),
+        }[p["activation"]]().to(t)
+        torch.testing.assert_close(
+            dx.view, expected, equal_nan=True, rtol=4 * torch.finfo(t).eps, atol=4 * torch.finfo(t).eps,
+            msg=lambda m: f"{m}\n{text} on {name}, {isa}",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["i32", "u8"])
+def test_integers_know_no_activation_but_relu(dtype):
+    text = f"conv n1c2h5w5 k2r3s3 st1 pd1 dl1 g1 {dtype} nchw fwd leaky_relu:0.5"
+    answers = {a["name"]: a for a in _C.explain(text) if a["device"] == "cpu"}
+    assert not any(a["ok"] for a in answers.values())
+    for name in ("direct", "im2col"):
+        assert answers[name]["reason"] == "knows no activation of integers but relu"
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_planted_epilogue_is_seen(name):
+    """Another parameter, another activation, and a bias left out."""
+    shape = "n1c32h9w13 k32r3s3 st1 pd1 dl1 g" + ("32" if name == "depthwise" else "1")
+    for pass_, flags, planted in [
+        ("fwd", " elu:0.7", ("elu:0.7", "elu:0.8")),
+        ("fwd", " gelu", ("gelu", "silu")),
+        ("grad_input", " leaky_relu:0.1", ("leaky_relu:0.1", "leaky_relu:0.11")),
+        ("grad_weight", " tanh", ("tanh", "sigmoid")),
+        ("grad_input", " bias", (" bias", "")),
+    ]:
+        text = f"conv {shape} f32 nchw {pass_}{flags}"
+        check_conv(text, name)
+        with pytest.raises(AssertionError):
+            check_conv(text, name, run=lambda text, *rest, planted=planted: _C.run_row(text.replace(*planted), *rest))
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -119,8 +247,12 @@ def problems(draw):
     assume(p["h"] + p["pad_top"] + p["pad_bottom"] > p["dilation_h"] * (p["r"] - 1))
     assume(p["w"] + p["pad_left"] + p["pad_right"] > p["dilation_w"] * (p["s"] - 1))
     p["pass"] = draw(st.sampled_from(["forward", "grad_input", "grad_weight"]))
-    p["activation"] = draw(st.sampled_from(["none", "relu"]))
-    p["bias"] = p["pass"] != "grad_input" and draw(st.booleans())
+    words = ["none"] + [word for word, functions in ACTIVATIONS.items() if functions[1] or p["pass"] == "forward"]
+    word = draw(st.sampled_from(words if p["dtype"] != "i32" else ["none", "relu"]))
+    p["activation"], _, parameter = word.partition(":")
+    if parameter:
+        p["activation_parameter"] = float(parameter)
+    p["bias"] = draw(st.booleans())
     p["residual"] = p["pass"] == "forward" and draw(st.booleans())
     sizes = {"x_strides": (p["n"], p["c"], p["h"], p["w"])}
     sizes["weight_strides"] = (p["k"], p["c"] // groups, p["r"], p["s"])

@@ -27,7 +27,7 @@ from convert_models import (
 )
 from fastconv import conversion_report, convert, unconvert
 from fastconv import nn as fnn
-from fastconv._fold import ConvBatchNorm2d, FoldedBatchNorm2d, FusedReLU
+from fastconv._fold import ConvBatchNorm2d, FoldedBatchNorm2d, FusedActivation
 
 pytestmark = pytest.mark.filterwarnings("error:fastconv")  # no warning where none is due
 
@@ -123,7 +123,7 @@ def test_returns_a_copy_unless_in_place():
 def test_sequential_neighbours_are_fused_and_indices_stay():
     model = convert(make("vgg"))
     kinds = [type(m) for m in model[0]]
-    pair = [fnn.ConvReLU2d, FusedReLU]
+    pair = [fnn.ConvReLU2d, FusedActivation]
     assert kinds == [*pair, *pair, fnn.MaxPool2d, *pair, fnn.MaxPool2d]
     assert isinstance(model[0][1], nn.Identity)
     assert "ReLU, done by 0.0" in repr(model)

@@ -84,6 +84,24 @@ def test_a_changed_weight_is_seen(change):
     expect_current_weight(layer, x)
 
 
+@pytest.mark.parametrize("at", [0, 140_000, 294_911], ids=["first", "third", "last"])
+def test_a_change_in_any_piece_of_a_large_weight_is_seen(at):
+    """Hashed in pieces of 256 KiB, by all threads."""
+    layer = fnn.Conv2d(128, 256, 3, padding=1, algorithm="direct")
+    x = torch.randn(1, 128, 9, 11)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            for _ in range(3):
+                expect_current_weight(layer, x)
+            layer.weight.data.view(-1)[at] += 100
+            expect_current_weight(layer, x)
+    finally:
+        torch.set_num_threads(before)
+    assert filter_cache_info().filters == 1
+
+
 def test_inference_mode():
     with torch.inference_mode():
         weight, x = torch.randn(32, 16, 3, 3), torch.randn(1, 16, 8, 8)

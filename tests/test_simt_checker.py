@@ -35,6 +35,8 @@ BUGS = {
     "two_blocks_write_one_word": r"race between blocks: write of 'y', byte \d+, which block \d writes",
     "blocks_pass_a_value": r"race between blocks: read of 'y'",
     "threads_race_in_global_memory": r"race: write of 'y', byte \d+, which thread",
+    "matrix_row_past_the_end": r"out of bounds: read of 16 bytes at byte 1\d+ of the block's 1024 bytes of shared memory",
+    "matrix_rows_without_barrier": r"race: (read|write) of shared memory",
 }  # fmt: skip
 
 
@@ -84,3 +86,17 @@ def test_sectors_and_bank_conflicts_are_counted():
     assert (scattered.requests, scattered.units, scattered.minimum) == (8, 8 * 8, 8)
     straight = seen.where(shared=True, write=False)
     assert straight.units == straight.minimum == 8
+
+
+def test_bank_conflicts_of_ldmatrix_are_counted():
+    """One block of 8 warps, 4 matrices each: a matrix's 8 rows of 16 bytes in 4 banks take 8 cycles, in all banks one."""
+    counted = {}
+    for name in ("matrix_rows_in_the_same_banks", "matrix_rows_in_all_banks"):
+        with simt.counting() as seen:
+            assert simt.planted(name, blocks=1) == ""
+        counted[name] = seen.where(shared=True, write=False)
+        assert "planted.cu" in next(a.line for a in seen.accesses if a.shared and not a.write)
+        assert seen.atoms == {"ldmatrix": 8}
+    conflicts, apart = counted.values()
+    assert (conflicts.requests, conflicts.lanes, conflicts.units, conflicts.minimum) == (8, 8 * 32, 8 * 4 * 8, 8 * 4)
+    assert (apart.requests, apart.lanes, apart.units, apart.minimum) == (8, 8 * 32, 8 * 4, 8 * 4)

@@ -1,7 +1,8 @@
 """AlexNet: A. Krizhevsky, I. Sutskever, G. Hinton, "ImageNet classification with deep convolutional neural networks",
 NIPS 2012, section 3.5 and figure 2. The input is 227 x 227: with the paper's 224, 55 x 55 outputs do not come out."""
 
-from ..layers import Conv, Linear, MaxPool, Network
+from ..blocks import Network
+from ..layers import Conv, Linear, MaxPool
 
 _NOTES = (
     "Local response normalisation (no parameters, same shapes) and dropout (nothing at inference) are left out.",

@@ -1,7 +1,8 @@
 """Edge detection by differences of horizontal neighbours: I. Goodfellow, Y. Bengio, A. Courville, "Deep Learning",
 MIT Press 2016, section 9.2, figure 9.6. A network of one tiny convolution, with a count worked out in print."""
 
-from ..layers import Conv, Network
+from ..blocks import Network
+from ..layers import Conv
 
 EDGE_DETECTION = Network(
     name="edge-detection",

@@ -1,7 +1,8 @@
 """LeNet-5: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document recognition",
 Proceedings of the IEEE 86(11), 1998, section II.B and figure 2."""
 
-from ..layers import AvgPool, Conv, Linear, Network
+from ..blocks import Network
+from ..layers import AvgPool, Conv, Linear
 
 LENET5 = Network(
     name="lenet5",

@@ -2,6 +2,9 @@
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "tensors.h"
 
 namespace fastconv::bindings {
@@ -13,6 +16,9 @@ constexpr Wide kLargest = Wide{1} << 62;  // bounds what the problem's own formu
 void take_activation(ConvProblem& p, std::string_view word) {
   TORCH_CHECK_VALUE(read_activation(word, p.activation, p.activation_parameter), "fastconv: unknown activation '", word,
                     "'; known are: ", activation_names());
+  const double parameter = p.activation_parameter.value();
+  TORCH_CHECK_VALUE(parameter >= 0 && std::isfinite(parameter), "fastconv: the parameter of activation '", word,
+                    "' must be finite and at least 0");
 }
 
 Accuracy accuracy_of(std::string_view text) {
@@ -85,6 +91,8 @@ at::MemoryFormat format_of_either(const Tensor& a, const Tensor& b) {
 // Gradient passes read grad_output, and the forward's output as its mask.
 void take_grad_output(ConvProblem& p, ConvOperands& o, const Tensor& grad_output, const OptionalTensor& output) {
   check_sizes(grad_output, output_sizes(p), "grad_output");
+  TORCH_CHECK_VALUE(differentiable_from_output(p.activation), "fastconv: the gradient of ", name(p.activation),
+                    " does not follow from its output");
   TORCH_CHECK_VALUE(output.has_value() == (p.activation != Activation::none),
                     "fastconv: expected output with an activation, and only then");
   if (output) {
@@ -99,6 +107,15 @@ void take_grad_output(ConvProblem& p, ConvOperands& o, const Tensor& grad_output
   o.y = const_cast<void*>(grad_output.const_data_ptr());
 }
 
+// A view of a bias may repeat or skip elements; kernels read it in one piece.
+Tensor contiguous_bias(const Tensor& bias, int64_t size, const Tensor& weight, const Tensor& input) {
+  TORCH_CHECK(bias.dim() == 1 && bias.size(0) == size, "Given weight of size ", weight.sizes(),
+              ", expected bias to be 1-dimensional with ", size, " elements, but got bias of size ", bias.sizes(),
+              " instead");
+  check_same_kind(bias, "bias", input, "input");
+  return bias.contiguous();
+}
+
 }  // namespace
 
 Tensor conv2d(const Backend& backend, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
@@ -108,14 +125,10 @@ Tensor conv2d(const Backend& backend, const Tensor& input, const Tensor& weight,
   check_same_kind(weight, "weight", input, "input");
   const Sizes4 sizes = output_sizes(p);
   ConvOperands o;
-  Tensor contiguous_bias;
+  Tensor own_bias;
   if (bias) {
-    TORCH_CHECK(bias->dim() == 1 && bias->size(0) == p.k, "Given weight of size ", weight.sizes(),
-                ", expected bias to be 1-dimensional with ", p.k, " elements, but got bias of size ", bias->sizes(),
-                " instead");
-    check_same_kind(*bias, "bias", input, "input");
-    contiguous_bias = bias->contiguous();  // a view may repeat or skip elements
-    o.bias = contiguous_bias.const_data_ptr();
+    own_bias = contiguous_bias(*bias, p.k, weight, input);
+    o.bias = own_bias.const_data_ptr();
     p.bias = 1;
   }
   if (residual) {
@@ -176,6 +189,85 @@ std::tuple<Tensor, Tensor> conv2d_grad_weight(const Backend& backend, const Tens
   if (bias) o.grad_bias = grad_bias.mutable_data_ptr();
   backend.run_conv(p, o, {}, a.algorithm);
   return {std::move(out), std::move(grad_bias)};
+}
+
+// The gradient of a convolution whose output is our input. That convolution pads one side less where output_padding
+// reaches its stride, which only a dilation allows; rows and columns beyond the padding hold the bias alone.
+Tensor conv_transpose2d(const Backend& backend, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                        const TransposedArguments& a) {
+  const IntArrayRef x = input.sizes(), w = weight.sizes();
+  TORCH_CHECK(x.size() == 4, "Expected 3D (unbatched) or 4D (batched) input to conv_transpose2d, but got input of size: ",
+              x);
+  TORCH_CHECK(w.size() == 4, "expected a weight of 4 dimensions, but got weight of size ", w);
+  check_list(a.stride, 2, "stride");
+  check_list(a.padding, 2, "padding");
+  check_list(a.output_padding, 2, "output_padding");
+  check_list(a.dilation, 2, "dilation");
+  TORCH_CHECK(all_at_least(a.stride, 1), "non-positive stride is not supported");
+  TORCH_CHECK(all_at_least(a.dilation, 1), "dilation should be greater than zero");
+  TORCH_CHECK(all_at_least(a.padding, 0), "negative padding is not supported");
+  TORCH_CHECK(all_at_least(a.output_padding, 0), "negative output_padding is not supported");
+  TORCH_CHECK(a.groups > 0, "non-positive groups is not supported");
+  TORCH_CHECK(w[0] == x[1], "Given transposed=1, weight of size ", w, ", expected input", x, " to have ", w[0],
+              " channels, but got ", x[1], " channels instead");
+  TORCH_CHECK(x[2] > 0 && x[3] > 0, "fastconv: expected an input of at least 1 x 1, but got ", x);
+  TORCH_CHECK(w[1] > 0 && w[2] > 0 && w[3] > 0, "expected a weight with elements, but got weight of size ", w);
+  TORCH_CHECK(Wide{w[1]} * a.groups < kLargest, "fastconv: too many channels: weight of size ", w, ", groups=",
+              a.groups);
+  Sizes4 sizes{x[0], w[1] * a.groups, 0, 0}, reached = sizes;
+  int64_t padding[4];
+  for (int i = 0; i < 2; ++i) {
+    const int64_t stride = a.stride[i], pad = a.padding[i], more = a.output_padding[i];
+    TORCH_CHECK(more < stride || more < a.dilation[i],
+                "output padding must be smaller than either stride or dilation, but got output_padding=",
+                a.output_padding, ", stride=", a.stride, ", dilation=", a.dilation);
+    const Wide whole = Wide{x[2 + i] - 1} * stride + Wide{a.dilation[i]} * (w[2 + i] - 1) + 1 + more;
+    TORCH_CHECK(whole < kLargest && pad < kLargest, "fastconv: output beyond 2^62: input of size ", x,
+                ", weight of size ", w, ", stride=", a.stride, ", dilation=", a.dilation);
+    const int64_t size = static_cast<int64_t>(whole) - 2 * pad;
+    const int64_t cut = std::min(pad, std::max<int64_t>(0, more - (stride - 1)));
+    const int64_t beyond = std::max<int64_t>(0, more - cut - (stride - 1));
+    TORCH_CHECK(size >= 1, "Given input size per channel: (", x[2], " x ", x[3],
+                "). Calculated output size per channel is less than 1: Output size is too small");
+    TORCH_CHECK(size > beyond, "fastconv: output_padding=", a.output_padding, " and padding=", a.padding,
+                " leave nothing of the convolution in the output");
+    padding[i] = pad;
+    padding[2 + i] = pad - cut;
+    sizes[2 + i] = size;
+    reached[2 + i] = size - beyond;
+  }
+  ConvProblem p =
+      geometry(reached, w, {a.stride, padding, a.dilation, a.groups, "none", a.algorithm, a.accuracy});
+  p.pass = Pass::grad_input;
+  const DType type = dtype_of(input, "conv_transpose2d");
+  TORCH_CHECK_NOT_IMPLEMENTED(!is_integer(type) || type == DType::i64, "\"conv_transpose2d\" not implemented for '",
+                              c10::toString(input.scalar_type()), "'");  // as torch
+  check_same_kind(weight, "weight", input, "input");
+  ConvOperands o;
+  Tensor own_bias;
+  if (bias) {
+    own_bias = contiguous_bias(*bias, p.c, weight, input);
+    o.bias = own_bias.const_data_ptr();
+    p.bias = 1;
+  }
+  Tensor out = at::empty(sizes, input.options(), format_of_either(input, weight));
+  if (out.numel() == 0) return out;
+  take_grad_output(p, o, input, {});
+  Tensor inner = out;
+  if (reached != sizes) {
+    if (bias)
+      out.copy_(own_bias.view({1, -1, 1, 1}));
+    else
+      out.zero_();
+    inner = out.narrow(2, 0, reached[2]).narrow(3, 0, reached[3]);
+  }
+  p.x_strides = strides_of(inner), p.weight_strides = strides_of(weight);
+  p.x_align = alignment_of(inner), p.weight_align = alignment_of(weight);
+  p.canonicalise();
+  o.x = inner.mutable_data_ptr();
+  o.weight = const_cast<void*>(weight.const_data_ptr());
+  backend.run_conv(p, o, weight, a.algorithm);
+  return out;
 }
 
 }  // namespace fastconv::bindings

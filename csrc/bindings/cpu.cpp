@@ -84,6 +84,9 @@ template <class Offset>
 void write_indices(const PoolProblem& p, const void* given, int64_t* indices) {
   const auto* offsets = static_cast<const Offset*>(given);
   const int64_t planes = p.n * p.c;
+  const auto start = [&](int64_t i, int64_t in, int64_t out, int64_t stride, int64_t pad) {
+    return p.adaptive ? PoolProblem::adaptive_begin(i, in, out) : i * stride - pad;
+  };
   at::parallel_for(0, planes, 1, [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; ++plane) {
       const int64_t n = plane / p.c, c = plane % p.c;
@@ -91,8 +94,8 @@ void write_indices(const PoolProblem& p, const void* given, int64_t* indices) {
         for (int64_t x = 0; x < p.q; ++x) {
           const auto at = [&](const Strides4& s) { return n * s[0] + c * s[1] + y * s[2] + x * s[3]; };
           const int64_t offset = offsets[at(p.offset_strides)];
-          const int64_t row = y * p.stride_h - p.pad_top + offset / p.s * p.dilation_h;
-          const int64_t column = x * p.stride_w - p.pad_left + offset % p.s * p.dilation_w;
+          const int64_t row = start(y, p.h, p.p, p.stride_h, p.pad_top) + offset / p.s * p.dilation_h;
+          const int64_t column = start(x, p.w, p.q, p.stride_w, p.pad_left) + offset % p.s * p.dilation_w;
           const bool inside = offset < p.r * p.s && row >= 0 && row < p.h && column >= 0 && column < p.w;
           indices[at(p.y_strides)] = inside ? row * p.w + column : -1;
         }

@@ -107,6 +107,22 @@ struct Reader<std::optional<int64_t>> {
 };
 
 template <>
+struct Reader<double> {
+  double value;
+  bool read(PyObject* o, const State&) {
+    int64_t whole = 0;
+    if (PyFloat_CheckExact(o))
+      value = PyFloat_AS_DOUBLE(o);
+    else if (read_int(o, whole))
+      value = static_cast<double>(whole);
+    else
+      return false;
+    return true;
+  }
+  double get() const { return value; }
+};
+
+template <>
 struct Reader<bool> {
   bool value;
   bool read(PyObject* o, const State&) {
@@ -135,6 +151,7 @@ struct Reader<std::string_view> {
 struct Pair {
   std::array<int64_t, 4> values;
   bool given = true;  // false: None or an empty list
+  bool list_of_one = false;
   IntArrayRef list() const { return {values.data(), 2}; }
   IntArrayRef sides() const { return {values.data(), 4}; }
 };
@@ -150,6 +167,7 @@ struct Reader<Pair> {
     else if (!read_int(o, v[0]))
       count = read_ints(o, v);
     pair.given = count > 0;
+    pair.list_of_one = count == 1 && !PyLong_CheckExact(o);
     if (count == 1) v[1] = v[0];
     v[2] = v[0], v[3] = v[1];
     return count >= 0 && count <= 2;
@@ -184,6 +202,13 @@ Tensor functional_conv2d(const Tensor& input, const Tensor& weight, const Option
                     activation.activation, algorithm, accuracy);
 }
 
+Tensor functional_conv_transpose2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, Pair stride,
+                                   Pair padding, Pair output_padding, int64_t groups, Pair dilation,
+                                   std::string_view algorithm, std::string_view accuracy) {
+  return CpuOperators::conv_transpose2d(input, weight, bias, list(stride), list(padding), list(output_padding), groups,
+                                        list(dilation), algorithm, accuracy);
+}
+
 Tensor functional_max_pool2d(const Tensor& input, Pair kernel_size, Pair stride, Pair padding, Pair dilation,
                              bool ceil_mode) {
   const Pair& step = stride.given ? stride : kernel_size;
@@ -195,6 +220,20 @@ Tensor functional_avg_pool2d(const Tensor& input, Pair kernel_size, Pair stride,
   const Pair& step = stride.given ? stride : kernel_size;
   return CpuOperators::avg_pool2d(input, list(kernel_size), list(step), list(padding), ceil_mode, count_include_pad,
                         divisor_override);
+}
+
+Tensor functional_adaptive_max_pool2d(const Tensor& input, Pair output_size) {
+  return CpuOperators::adaptive_max_pool2d_values(input, list(output_size));
+}
+
+Tensor functional_adaptive_avg_pool2d(const Tensor& input, Pair output_size) {
+  return CpuOperators::adaptive_avg_pool2d(input, list(output_size));
+}
+
+Tensor functional_lp_pool2d(const Tensor& input, double norm_type, Pair kernel_size, Pair stride, bool ceil_mode) {
+  if (kernel_size.list_of_one) throw NotPlain{};  // here torch takes one number, or two
+  const Pair& step = stride.given ? stride : kernel_size;
+  return CpuOperators::lp_pool2d(input, norm_type, list(kernel_size), list(step), ceil_mode);
 }
 
 // --- the call ---------------------------------------------------------------------------------------------
@@ -256,11 +295,16 @@ PyMethodDef method(const char* name) {
 bool add_eager_functions(PyObject* module) {
   static PyMethodDef methods[] = {
       method<&functional_conv2d>("functional_conv2d"),
+      method<&functional_conv_transpose2d>("functional_conv_transpose2d"),
       method<&functional_max_pool2d>("functional_max_pool2d"),
       method<&functional_avg_pool2d>("functional_avg_pool2d"),
+      method<&functional_adaptive_max_pool2d>("functional_adaptive_max_pool2d"),
+      method<&functional_adaptive_avg_pool2d>("functional_adaptive_avg_pool2d"),
+      method<&functional_lp_pool2d>("functional_lp_pool2d"),
       method<&CpuOperators::conv2d>("eager_conv2d"),
       method<&CpuOperators::conv2d_grad_input>("eager_conv2d_grad_input"),
       method<&CpuOperators::conv2d_grad_weight>("eager_conv2d_grad_weight"),
+      method<&CpuOperators::conv_transpose2d>("eager_conv_transpose2d"),
       method<&CpuOperators::max_pool2d>("eager_max_pool2d"),
       method<&CpuOperators::max_pool2d_values>("eager_max_pool2d_values"),
       method<&CpuOperators::max_pool2d_backward>("eager_max_pool2d_backward"),
@@ -268,6 +312,15 @@ bool add_eager_functions(PyObject* module) {
       method<&CpuOperators::max_pool2d_indices>("eager_max_pool2d_indices"),
       method<&CpuOperators::avg_pool2d>("eager_avg_pool2d"),
       method<&CpuOperators::avg_pool2d_backward>("eager_avg_pool2d_backward"),
+      method<&CpuOperators::adaptive_max_pool2d>("eager_adaptive_max_pool2d"),
+      method<&CpuOperators::adaptive_max_pool2d_values>("eager_adaptive_max_pool2d_values"),
+      method<&CpuOperators::adaptive_max_pool2d_backward>("eager_adaptive_max_pool2d_backward"),
+      method<&CpuOperators::adaptive_max_pool2d_gather>("eager_adaptive_max_pool2d_gather"),
+      method<&CpuOperators::adaptive_max_pool2d_indices>("eager_adaptive_max_pool2d_indices"),
+      method<&CpuOperators::adaptive_avg_pool2d>("eager_adaptive_avg_pool2d"),
+      method<&CpuOperators::adaptive_avg_pool2d_backward>("eager_adaptive_avg_pool2d_backward"),
+      method<&CpuOperators::lp_pool2d>("eager_lp_pool2d"),
+      method<&CpuOperators::lp_pool2d_backward>("eager_lp_pool2d_backward"),
       {nullptr, nullptr, 0, nullptr},
   };
   return PyModule_AddFunctions(module, methods) == 0;

@@ -1,6 +1,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
+#include <cmath>
 #include <limits>
 
 #include "tensors.h"
@@ -19,7 +20,30 @@ void check_pair(IntArrayRef values, int64_t least, const char* name, const char*
               values[0], " ", axes, "W: ", values[1]);
 }
 
+PoolProblem adaptive_geometry(PoolKind kind, IntArrayRef x, IntArrayRef output_size) {
+  TORCH_CHECK(x.size() == 4, "Expected 3D or 4D tensor, but got ", x);
+  check_list(output_size, 2, "output_size");
+  TORCH_CHECK(x[0] >= 0 && x[1] >= (kind == PoolKind::max) && x[2] > 0 && x[3] > 0,  // as different as in torch
+              "Expected input to have non-zero size for non-batch dimensions, but input has sizes ", x);
+  for (int i = 0; i < 2; ++i) {
+    TORCH_CHECK(output_size[i] >= 0, "elements of output_size must be greater than or equal to 0 but received ",
+                output_size);
+    int64_t last = 0;  // of the products that tell where windows begin and end
+    TORCH_CHECK(output_size[i] < kLargestSize && !__builtin_mul_overflow(output_size[i] + 1, x[2 + i], &last) &&
+                    last < kLargestSize,
+                "fastconv: windows beyond 2^62: input of size ", x, ", output_size=", output_size);
+  }
+  PoolProblem p;
+  p.kind = kind;
+  p.n = x[0], p.c = x[1], p.h = x[2], p.w = x[3];
+  p.p = output_size[0], p.q = output_size[1];
+  p.adaptive = 1;
+  p.fit_adaptive_window();
+  return p;
+}
+
 PoolProblem geometry(PoolKind kind, IntArrayRef x, const PoolArguments& a) {
+  if (a.output_size) return adaptive_geometry(kind, x, *a.output_size);
   TORCH_CHECK(x.size() == 4, "non-empty 3D or 4D (batch mode) tensor expected for input, but got input of size ", x);
   check_pair(a.kernel_size, 1, "kernel size", "k");
   for (int64_t stride : a.stride) TORCH_CHECK(stride != 0, "stride should not be zero");
@@ -53,6 +77,10 @@ PoolProblem geometry(PoolKind kind, IntArrayRef x, const PoolArguments& a) {
     TORCH_CHECK(a.divisor_override.value_or(1) != 0, "divisor must be not zero");
     p.divisor = a.divisor_override.value_or(0);
   }
+  if (kind == PoolKind::lp) {
+    TORCH_CHECK_VALUE(a.norm != 0 && std::isfinite(a.norm), "fastconv: norm_type must be a finite number other than 0");
+    p.norm = Real::of(a.norm);
+  }
   return p;
 }
 
@@ -77,8 +105,21 @@ void take_offsets(PoolProblem& p, PoolOperands& o, const Tensor& offsets, const 
   o.offsets = const_cast<void*>(offsets.const_data_ptr());
 }
 
+// torch has these pools for floating types only.
+DType floating_type(const Tensor& tensor, const char* op) {
+  const DType type = dtype_of(tensor, op);
+  TORCH_CHECK_NOT_IMPLEMENTED(!is_integer(type), '"', op, "\" not implemented for '",
+                              c10::toString(tensor.scalar_type()), "'");
+  return type;
+}
+
+DType compared_type(const Tensor& tensor, const char* op, const PoolArguments& a) {
+  return a.output_size ? floating_type(tensor, "adaptive_max_pool2d") : dtype_of(tensor, op);
+}
+
 // torch averages these types only; a sum of the others would overflow quietly.
-DType averaged_type(const Tensor& tensor) {
+DType averaged_type(const Tensor& tensor, const PoolArguments& a) {
+  if (a.output_size) return floating_type(tensor, "adaptive_avg_pool2d");
   const DType type = dtype_of(tensor, "avg_pool2d");
   TORCH_CHECK_NOT_IMPLEMENTED(!is_integer(type) || type == DType::i64, "\"avg_pool2d\" not implemented for '",
                               c10::toString(tensor.scalar_type()), "'");
@@ -90,6 +131,7 @@ Tensor run(const Backend& backend, PoolProblem& p, PoolOperands& o, const Tensor
   const bool forward = p.pass != Pass::grad_input;
   Tensor out = at::empty(forward ? p.y_sizes() : p.x_sizes(), in.options(), format_of(in));
   if (out.numel() == 0) return out;
+  if (in.numel() == 0) return out.zero_();  // an adaptive pool without windows sends nothing back
   p.x_strides = strides_of(forward ? in : out);
   p.y_strides = strides_of(forward ? out : in);
   p.canonicalise();
@@ -104,7 +146,7 @@ Tensor run(const Backend& backend, PoolProblem& p, PoolOperands& o, const Tensor
 std::tuple<Tensor, Tensor> max_pool2d(const Backend& backend, const Tensor& input, const PoolArguments& a,
                                       bool want_offsets) {
   PoolProblem p = geometry(PoolKind::max, input.sizes(), a);
-  p.dtype = dtype_of(input, "max_pool2d");
+  p.dtype = compared_type(input, "max_pool2d", a);
   PoolOperands o;
   Tensor offsets;
   if (want_offsets) {
@@ -119,7 +161,7 @@ Tensor max_pool2d_backward(const Backend& backend, const Tensor& grad_output, co
                            IntArrayRef input_size, const PoolArguments& a) {
   PoolProblem p = geometry(PoolKind::max, input_size, a);
   p.pass = Pass::grad_input;
-  p.dtype = dtype_of(grad_output, "max_pool2d_backward");
+  p.dtype = compared_type(grad_output, "max_pool2d_backward", a);
   check_sizes(grad_output, p.y_sizes(), "grad_output");
   PoolOperands o;
   take_offsets(p, o, offsets, grad_output);
@@ -129,7 +171,7 @@ Tensor max_pool2d_backward(const Backend& backend, const Tensor& grad_output, co
 Tensor max_pool2d_gather(const Backend& backend, const Tensor& input, const Tensor& offsets, const PoolArguments& a) {
   PoolProblem p = geometry(PoolKind::max, input.sizes(), a);
   p.pass = Pass::gather;
-  p.dtype = dtype_of(input, "max_pool2d_gather");
+  p.dtype = compared_type(input, "max_pool2d_gather", a);
   PoolOperands o;
   take_offsets(p, o, offsets, input);
   return run(backend, p, o, input);
@@ -149,7 +191,7 @@ Tensor max_pool2d_indices(const Backend& backend, const Tensor& offsets, IntArra
 
 Tensor avg_pool2d(const Backend& backend, const Tensor& input, const PoolArguments& a) {
   PoolProblem p = geometry(PoolKind::avg, input.sizes(), a);
-  p.dtype = averaged_type(input);
+  p.dtype = averaged_type(input, a);
   PoolOperands o;
   return run(backend, p, o, input);
 }
@@ -158,10 +200,35 @@ Tensor avg_pool2d_backward(const Backend& backend, const Tensor& grad_output, In
                            const PoolArguments& a) {
   PoolProblem p = geometry(PoolKind::avg, input_size, a);
   p.pass = Pass::grad_input;
-  p.dtype = averaged_type(grad_output);
+  p.dtype = averaged_type(grad_output, a);
   check_sizes(grad_output, p.y_sizes(), "grad_output");
   PoolOperands o;
   return run(backend, p, o, grad_output);
+}
+
+Tensor lp_pool2d(const Backend& backend, const Tensor& input, const PoolArguments& a) {
+  PoolProblem p = geometry(PoolKind::lp, input.sizes(), a);
+  p.dtype = floating_type(input, "lp_pool2d");
+  PoolOperands o;
+  return run(backend, p, o, input);
+}
+
+Tensor lp_pool2d_backward(const Backend& backend, const Tensor& grad_output, const Tensor& input, const Tensor& output,
+                          const PoolArguments& a) {
+  PoolProblem p = geometry(PoolKind::lp, input.sizes(), a);
+  p.pass = Pass::grad_input;
+  p.dtype = floating_type(grad_output, "lp_pool2d_backward");
+  check_same_kind(input, "input", grad_output, "grad_output");
+  check_same_kind(output, "output", grad_output, "grad_output");
+  check_sizes(grad_output, p.y_sizes(), "grad_output");
+  check_sizes(output, p.y_sizes(), "output");
+  // The row reads input where it writes its gradient, and output where it reads grad_output: one format for all.
+  const at::MemoryFormat format = format_of(grad_output);
+  const Tensor dense_input = input.contiguous(format), dense_output = output.contiguous(format);
+  PoolOperands o;
+  o.input = dense_input.const_data_ptr();
+  o.output = dense_output.const_data_ptr();
+  return run(backend, p, o, grad_output.contiguous(format));
 }
 
 }  // namespace fastconv::bindings

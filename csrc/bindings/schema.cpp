@@ -1,6 +1,7 @@
 // The operators torch.ops.fastconv.*: functional, their results never alias an argument.
 //
 // `padding` of a convolution has four entries: top, left, bottom, right. Every other list has two: height, width.
+// `activation` is a word of core/activation.cpp, e.g. "none", "relu", "leaky_relu:0.2".
 // The algorithm and the accuracy class travel as arguments, because a thread-local would reach neither backward's
 // threads nor compiled graphs.
 #include <ATen/core/enum_tag.h>
@@ -22,6 +23,10 @@ TORCH_LIBRARY(fastconv, m) {
       "conv2d_grad_weight(Tensor input, Tensor grad_output, Tensor? output, SymInt[] weight_size, bool bias, "
       "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str activation, str algorithm, "
       "str accuracy) -> (Tensor, Tensor)",
+      tags);
+  m.def(
+      "conv_transpose2d(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] output_padding, SymInt groups, SymInt[] dilation, str algorithm, str accuracy) -> Tensor",
       tags);
   // `offsets` names the chosen element of each window, r * S + s, in 8, 16 or 32 bits; all ones: none.
   m.def(
@@ -53,5 +58,24 @@ TORCH_LIBRARY(fastconv, m) {
   m.def(
       "avg_pool2d_backward(Tensor grad_output, SymInt[] input_size, SymInt[] kernel_size, SymInt[] stride, "
       "SymInt[] padding, bool ceil_mode, bool count_include_pad, SymInt? divisor_override) -> Tensor",
+      tags);
+  // Window i of `out` along an axis of `in` elements covers [floor(i * in / out), ceil((i + 1) * in / out)). Offsets
+  // count from the window's begin, in rows of the largest window.
+  m.def("adaptive_max_pool2d(Tensor input, SymInt[] output_size) -> (Tensor output, Tensor offsets)", tags);
+  m.def("adaptive_max_pool2d_values(Tensor input, SymInt[] output_size) -> Tensor", tags);
+  m.def(
+      "adaptive_max_pool2d_backward(Tensor grad_output, Tensor offsets, SymInt[] input_size, SymInt[] output_size) "
+      "-> Tensor",
+      tags);
+  m.def("adaptive_max_pool2d_gather(Tensor input, Tensor offsets, SymInt[] output_size) -> Tensor", tags);
+  m.def("adaptive_max_pool2d_indices(Tensor offsets, SymInt[] input_size, SymInt[] output_size) -> Tensor", tags);
+  m.def("adaptive_avg_pool2d(Tensor input, SymInt[] output_size) -> Tensor", tags);
+  m.def("adaptive_avg_pool2d_backward(Tensor grad_output, SymInt[] input_size, SymInt[] output_size) -> Tensor", tags);
+  m.def("lp_pool2d(Tensor input, float norm_type, SymInt[] kernel_size, SymInt[] stride, bool ceil_mode) -> Tensor",
+        tags);
+  // `input` and `output` are the forward's.
+  m.def(
+      "lp_pool2d_backward(Tensor grad_output, Tensor input, Tensor output, float norm_type, SymInt[] kernel_size, "
+      "SymInt[] stride, bool ceil_mode) -> Tensor",
       tags);
 }

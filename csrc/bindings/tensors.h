@@ -53,11 +53,30 @@ std::tuple<Tensor, Tensor> conv2d_grad_weight(const Backend&, const Tensor& inpu
                                               const OptionalTensor& output, IntArrayRef weight_size, bool bias,
                                               const ConvArguments&);
 
+// The input plays a convolution's grad_output. padding: height, width.
+struct TransposedArguments {
+  IntArrayRef stride, padding, output_padding;
+  int64_t groups;
+  IntArrayRef dilation;
+  std::string_view algorithm, accuracy;
+};
+
+Tensor conv_transpose2d(const Backend&, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                        const TransposedArguments&);
+
 struct PoolArguments {
   IntArrayRef kernel_size, stride, padding, dilation;
   bool ceil_mode = false;
   bool count_include_pad = true;
   std::optional<int64_t> divisor_override = {};
+  double norm = 0;
+  std::optional<IntArrayRef> output_size = {};  // adaptive pools: they have nothing else
+
+  static PoolArguments adaptive(IntArrayRef output_size) {
+    PoolArguments a;
+    a.output_size = output_size;
+    return a;
+  }
 };
 
 // offsets is undefined unless wanted.
@@ -68,5 +87,8 @@ Tensor max_pool2d_gather(const Backend&, const Tensor& input, const Tensor& offs
 Tensor max_pool2d_indices(const Backend&, const Tensor& offsets, IntArrayRef input_size, const PoolArguments&);
 Tensor avg_pool2d(const Backend&, const Tensor& input, const PoolArguments&);
 Tensor avg_pool2d_backward(const Backend&, const Tensor& grad_output, IntArrayRef input_size, const PoolArguments&);
+Tensor lp_pool2d(const Backend&, const Tensor& input, const PoolArguments&);
+Tensor lp_pool2d_backward(const Backend&, const Tensor& grad_output, const Tensor& input, const Tensor& output,
+                          const PoolArguments&);
 
 }  // namespace fastconv::bindings

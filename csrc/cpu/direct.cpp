@@ -45,7 +45,7 @@ Band choose_band(const Gather& g, TileShape tile, int64_t bytes_per_value) {
 
 TileShape tile_shape(DType dtype) { return FASTCONV_DISPATCH(kernel_tile_shape, dtype); }
 
-Status direct_supports(const ConvProblem&) { return {}; }
+Status direct_supports(const ConvProblem& p) { return takes_activation(p); }
 
 namespace {
 

@@ -17,6 +17,13 @@ enum GatherDetail { kBandRows, kBandCols, kFilterChunks, kBandValues, kPackedFil
 enum WeightDetail { kChannelChunk, kFilterChunk, kSplits, kWeightBandRows, kSumValues, kBandXValues, kBandYValues,
                     kWeightThreadBytes };
 
+// ReLU keeps an integer one; the other activations are for floating point, as in torch.
+static inline Status takes_activation(const ConvProblem& p) {
+  if (is_integer(p.dtype) && p.activation > Activation::relu)
+    return Status::refuse(std::string("knows no activation of integers but relu"));
+  return {};
+}
+
 // The number of output pixels and filters of one register tile for the ISA in use and a problem's dtype.
 struct TileShape {
   int64_t height, width;

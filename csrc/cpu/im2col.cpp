@@ -127,7 +127,7 @@ void plan_grad_weight(const ConvProblem& p, const Machine& m, ConvPlan& plan) {
 
 }  // namespace
 
-Status im2col_supports(const ConvProblem&) { return {}; }
+Status im2col_supports(const ConvProblem& p) { return takes_activation(p); }
 
 void im2col_plan(const ConvProblem& problem, int threads, ConvPlan& plan) {
   const ConvProblem p = im2col_view(problem);

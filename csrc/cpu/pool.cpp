@@ -1,6 +1,7 @@
 #include "pool.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "cost.h"
 #include "isa.h"
@@ -13,6 +14,8 @@ FASTCONV_KERNEL(void, max_pool_grad, const PoolPlan&, const PoolOperands&, void*
 FASTCONV_KERNEL(void, max_pool_gather, const PoolPlan&, const PoolOperands&, void* workspace, const Threads&)
 FASTCONV_KERNEL(void, avg_pool_forward, const PoolPlan&, const PoolOperands&, void* workspace, const Threads&)
 FASTCONV_KERNEL(void, avg_pool_grad, const PoolPlan&, const PoolOperands&, void* workspace, const Threads&)
+FASTCONV_KERNEL(void, lp_pool_forward, const PoolPlan&, const PoolOperands&, void* workspace, const Threads&)
+FASTCONV_KERNEL(void, lp_pool_grad, const PoolPlan&, const PoolOperands&, void* workspace, const Threads&)
 
 namespace {
 
@@ -35,7 +38,7 @@ bool writes_x(const PoolProblem& p) { return p.pass == Pass::grad_input; }
 // Whether lanes can run along rows: what is written is dense, what is read has contiguous rows. (Rows of grad_output
 // are copied before use, so they may be anything.) Max-pooling's gradient scatters instead.
 bool rows_fit(const PoolProblem& p) {
-  if (writes_x(p)) return p.kind == PoolKind::avg && is_dense(p.x_sizes(), p.x_strides, Layout::nchw);
+  if (writes_x(p)) return p.kind != PoolKind::max && is_dense(p.x_sizes(), p.x_strides, Layout::nchw);
   return is_dense(p.y_sizes(), p.y_strides, Layout::nchw) && (p.x_strides[3] == 1 || p.w == 1) &&
          (!p.offset_bytes || p.offset_strides == p.y_strides);
 }
@@ -62,7 +65,11 @@ Memory memory_of(const PoolProblem& p, PoolPath path) {
     const Phases phases(columns, writes_x(p) ? padded_outputs(columns) : p.q);
     const int64_t row = phases.slots * phases.pitch * value, linear = (p.w + kMargin) * value;
     const int64_t shared = kWord * (p.s + p.q + kMargin), ring = (p.r - 1) * p.dilation_h + 1;
-    if (writes_x(p)) return {shared + CoverTable::bytes(vertical(p)), phases.pitch * value + linear};
+    if (writes_x(p)) {
+      const int64_t covers = CoverTable::bytes(vertical(p)) + CoverTable::bytes(p.adaptive ? columns : Axis{});
+      return {shared + covers, phases.pitch * value + linear};
+    }
+    if (p.adaptive) return {shared + 2 * kWord * p.q, linear + (p.q + kMargin) * value};
     return {shared, max && p.offset_bytes ? ring * (kWord + row) + kWord * p.r + linear : row + linear};
   }
   if (p.pass == Pass::forward) return {0, 0};
@@ -77,9 +84,10 @@ PoolPath choose_path(const PoolProblem& p) {
   const bool max_grad = p.kind == PoolKind::max && writes_x(p);
   // For each input, vectors compare the offsets of r s / stride^2 windows; a scatter adds one output out of stride^2.
   // Measured with AVX-512: 0.3 + 0.1 r s / stride^2 ns against 0.1 + 1.2 / stride^2 ns.
-  if (max_grad && p.r * p.s + 2 * p.stride_h * p.stride_w > 12) return PoolPath::planes;
+  const int64_t outputs = p.adaptive ? p.p * p.q : 1, inputs = p.adaptive ? p.h * p.w : p.stride_h * p.stride_w;
+  if (max_grad && p.r * p.s * outputs + 2 * inputs > 12 * outputs) return PoolPath::planes;
   const bool tap_by_tap = p.kind == PoolKind::max && p.offset_bytes && !writes_x(p);
-  const bool rows = rows_fit(p) && !(tap_by_tap && p.q < kFewColumns) &&
+  const bool rows = rows_fit(p) && !(tap_by_tap && (p.adaptive || p.q < kFewColumns)) &&
                     memory_of(p, PoolPath::rows).scratch <= kScratchLimit;
   const bool channels = channels_fit(p);
   if (rows && channels) return p.c > p.q ? PoolPath::channels : PoolPath::rows;
@@ -101,7 +109,9 @@ void plan_pool(const PoolProblem& p, int threads, PoolPlan& plan) {
   }
 
   const int64_t lanes = path == PoolPath::planes ? 1 : 32 / size_of(p.dtype);
-  plan.cost = cost::seconds(p.flops(), lanes, 0.3, 1, p.minimum_bytes());
+  const bool powers = p.kind == PoolKind::lp && p.norm.value() != 1 && p.norm.value() != 2;
+  const int64_t steps = powers ? 50 * p.flops() : p.flops();  // a power of the C library takes some 20 ns
+  plan.cost = cost::seconds(steps, powers ? 1 : lanes, 0.3, 1, p.minimum_bytes());
   // A few tasks a thread, so that uneven ones balance, of at least some microseconds each; units first, because bands
   // of rows read their neighbours' rows again.
   const int64_t wanted = threads <= 1 ? 1 : std::clamp<int64_t>(plan.cost / cost::kLaunchSeconds, 1, 4 * threads);
@@ -131,7 +141,6 @@ Threads planned(const PoolPlan& plan, const Execution& execution) {
 
 Status max_pool_supports(const PoolProblem& p) {
   if (p.kind != PoolKind::max) return Status::refuse("computes maxima only");
-  if (p.adaptive) return Status::refuse("takes windows of one size, not adaptive ones");
   if (p.pass != Pass::forward && !p.offset_bytes) return Status::refuse("needs the forward's window offsets");
   return {};
 }
@@ -152,7 +161,6 @@ Status max_pool_run(const PoolPlan& plan, const PoolOperands& operands, void* wo
 
 Status avg_pool_supports(const PoolProblem& p) {
   if (p.kind != PoolKind::avg) return Status::refuse("computes averages only");
-  if (p.adaptive) return Status::refuse("takes windows of one size, not adaptive ones");
   if (p.dilation_h != 1 || p.dilation_w != 1) return Status::refuse("has no dilated windows");
   return {};
 }
@@ -165,6 +173,24 @@ Status avg_pool_run(const PoolPlan& plan, const PoolOperands& operands, void* wo
     FASTCONV_DISPATCH(avg_pool_forward, plan, operands, workspace, threads);
   } else {
     FASTCONV_DISPATCH(avg_pool_grad, plan, operands, workspace, threads);
+  }
+  return {};
+}
+
+Status lp_pool_supports(const PoolProblem& p) {
+  if (p.kind != PoolKind::lp) return Status::refuse("computes LP norms only");
+  if (std::isinf(p.norm.value())) return Status::refuse("takes finite norms; an infinite one is a maximum of magnitudes");
+  return {};
+}
+
+void lp_pool_plan(const PoolProblem& p, int threads, PoolPlan& plan) { plan_pool(p, threads, plan); }
+
+Status lp_pool_run(const PoolPlan& plan, const PoolOperands& operands, void* workspace, const Execution& execution) {
+  const Threads threads = planned(plan, execution);
+  if (plan.problem.pass == Pass::forward) {
+    FASTCONV_DISPATCH(lp_pool_forward, plan, operands, workspace, threads);
+  } else {
+    FASTCONV_DISPATCH(lp_pool_grad, plan, operands, workspace, threads);
   }
   return {};
 }

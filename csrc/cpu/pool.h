@@ -1,4 +1,4 @@
-// Pooling on the CPU: the rows `max_pool` and `avg_pool`.
+// Pooling on the CPU: the rows `max_pool`, `avg_pool` and `lp_pool`.
 #pragma once
 
 #include "../core/table.h"
@@ -12,6 +12,10 @@ Status max_pool_run(const PoolPlan&, const PoolOperands&, void* workspace, const
 Status avg_pool_supports(const PoolProblem&);
 void avg_pool_plan(const PoolProblem&, int threads, PoolPlan&);
 Status avg_pool_run(const PoolPlan&, const PoolOperands&, void* workspace, const Execution&);
+
+Status lp_pool_supports(const PoolProblem&);
+void lp_pool_plan(const PoolProblem&, int threads, PoolPlan&);
+Status lp_pool_run(const PoolPlan&, const PoolOperands&, void* workspace, const Execution&);
 
 // Which loops run, by what neighbouring vector lanes are.
 enum class PoolPath : int64_t {

@@ -13,18 +13,23 @@ inline int64_t ceil_div(int64_t a, int64_t b) {  // a >= 0 or b == 1; most strid
   return b == 1 ? a : b == 2 ? (a + 1) >> 1 : (a + b - 1) / b;
 }
 
-// One axis of a window: tap t of output o reads input o * stride - pad + t * dilation, if that lies inside.
+// One axis of a window: tap t of output o reads input o * stride - pad + t * dilation, if that lies inside. Adaptive
+// windows lie inside always, and `window` is the largest of them.
 struct Axis {
   int64_t in, out, window, stride, pad, dilation;
+  bool adaptive;
 
-  int64_t start(int64_t o) const { return o * stride - pad; }
+  int64_t start(int64_t o) const {
+    return adaptive ? PoolProblem::adaptive_begin(o, in, out) : o * stride - pad;
+  }
   int64_t first(int64_t o) const { return start(o) < 0 ? ceil_div(-start(o), dilation) : 0; }
   int64_t last(int64_t o) const {  // one past; [first, last) is empty if the window lies wholly in padding
+    if (adaptive) return PoolProblem::adaptive_end(o, in, out) - start(o);
     const int64_t room = in - start(o);
     const int64_t fit = room > 0 ? ceil_div(room, dilation) : 0;
     return fit < window ? fit : window;
   }
-  // The output whose tap t reads input i, or -1.
+  // The output whose tap t reads input i, or -1. Not of adaptive windows, which may share a tap.
   int64_t output(int64_t i, int64_t t) const {
     const int64_t reach = i + pad - t * dilation;
     if (reach < 0 || (stride > 1 && reach % stride)) return -1;
@@ -34,7 +39,7 @@ struct Axis {
   // This axis' factor of an average's divisor. torch's rule: with padding counted, a window reaches no further than the
   // padded input; without, only taps inside count. At least 1, so that an empty window divides zero by something.
   int64_t divisor(int64_t o, bool count_pad) const {
-    if (!count_pad) {
+    if (!count_pad || adaptive) {
       const int64_t taps = last(o) - first(o);
       return taps > 1 ? taps : 1;
     }
@@ -43,8 +48,12 @@ struct Axis {
   }
 };
 
-inline Axis vertical(const PoolProblem& p) { return {p.h, p.p, p.r, p.stride_h, p.pad_top, p.dilation_h}; }
-inline Axis horizontal(const PoolProblem& p) { return {p.w, p.q, p.s, p.stride_w, p.pad_left, p.dilation_w}; }
+inline Axis vertical(const PoolProblem& p) {
+  return {p.h, p.p, p.r, p.stride_h, p.pad_top, p.dilation_h, p.adaptive != 0};
+}
+inline Axis horizontal(const PoolProblem& p) {
+  return {p.w, p.q, p.s, p.stride_w, p.pad_left, p.dilation_w, p.adaptive != 0};
+}
 
 // A row regrouped by the column's remainder modulo the stride, so that tap s of neighbouring windows is contiguous:
 // padded column u = q * stride + s * dilation stands at index u / stride of the slot of remainder u % stride. Only
@@ -92,9 +101,14 @@ struct CoverTable {
   static int64_t bytes(const Axis& a) { return 8 * (a.in + 1) + 16 * a.out * a.window; }
   CoverTable(const Axis& a, void* memory) : start(static_cast<int64_t*>(memory)) {
     all = reinterpret_cast<Cover*>(start + a.in + 1);
-    int64_t count = 0;
+    int64_t count = 0, ended = 0;
     for (int64_t i = 0; i < a.in; ++i) {
       start[i] = count;
+      if (a.adaptive) {
+        while (ended < a.out && a.start(ended) + a.last(ended) <= i) ++ended;
+        for (int64_t o = ended; o < a.out && a.start(o) <= i; ++o) all[count++] = {o, i - a.start(o)};
+        continue;
+      }
       for (int64_t tap = 0; tap < a.window; ++tap) {
         const int64_t o = a.output(i, tap);
         if (o >= 0) all[count++] = {o, tap};

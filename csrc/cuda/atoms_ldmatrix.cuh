@@ -18,12 +18,15 @@ struct LoadMatrices {
   }
 
 #ifdef FASTCONV_SIMT
-  static void load(unsigned (&registers)[Matrices], const void* row, simt::Where where = simt::Where::here()) {
+  static __forceinline__ void load(unsigned (&registers)[Matrices], const void* row,
+                                   simt::Where where = simt::Where::here()) {
     struct Lane {
-      const unsigned char* row;
+      const void* row;
       unsigned* registers;
       simt::Where where;
-    } mine{static_cast<const unsigned char*>(row), registers, where};
+      unsigned short values[8];
+    } mine{row, registers, where, {}};
+    if (simt::lane() < 8 * Matrices) simt::read_row(mine.values, row);
     simt::meet_warp(
         ~0u, "ldmatrix", &mine,
         [](void* const* lanes, unsigned mask) {
@@ -39,7 +42,7 @@ struct LoadMatrices {
               unsigned short halves[2];
               for (int half = 0; half < 2; ++half) {
                 const Coordinate at = element(l, half);
-                halves[half] = *reinterpret_cast<const unsigned short*>(lane(8 * j + at.row).row + 2 * at.column);
+                halves[half] = lane(8 * j + at.row).values[at.column];
               }
               lane(l).registers[j] = pack_halves(halves[0], halves[1]);
             }

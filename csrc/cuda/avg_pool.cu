@@ -101,7 +101,6 @@ Status run_gradient(const PoolPlan& plan, const PoolOperands& o, void* stream) {
 
 Status avg_pool_supports(const PoolProblem& p) {
   if (p.kind != PoolKind::avg) return Status::refuse("computes averages only");
-  if (p.adaptive) return Status::refuse("takes windows of one size, not adaptive ones");
   if (is_integer(p.dtype)) return Status::refuse("takes floating-point types only");
   if (p.dilation_h != 1 || p.dilation_w != 1) return Status::refuse("has no dilated windows");
   return {};

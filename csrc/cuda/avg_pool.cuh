@@ -32,7 +32,7 @@ template <class Storage, class Index>
 struct Average {
   using T = Storage;
   using A = Compute<T>;
-  static constexpr bool kOffsets = false, kSlidesChannels = false;
+  static constexpr bool kOffsets = false, kSlidesChannels = false, kSlidesPlanes = true, kAnyInt32 = sizeof(T) >= 4;
   struct State {
     A sum;
   };
@@ -50,6 +50,7 @@ template <class Storage, class Index>
 struct AverageGradient {
   using T = Storage;
   using A = Compute<T>;
+  static constexpr bool kAnyInt32 = true;
   AverageDivisor<A, Index> divisor;
 
   // Where all windows over an element have one divisor, as they do away from the border, one division serves.
@@ -75,8 +76,11 @@ struct AverageGradient {
     const A by = covers.alike ? A(1) : divisor.at(p, q);
     for (int v = 0; v < V; ++v) sum[v] += covers.alike ? widen(dy[v]) : widen(dy[v]) / by;
   }
-  __device__ __forceinline__ static T finish(A sum, Covers covers) {
-    return narrow<T>(covers.alike ? sum / covers.by : sum);
+  template <int V>
+  __device__ __forceinline__ static Vector<T, V> finish(const A (&sum)[V], Covers covers, Index) {
+    Vector<T, V> result;
+    for (int v = 0; v < V; ++v) result[v] = narrow<T>(covers.alike ? sum[v] / covers.by : sum[v]);
+    return result;
   }
 };
 

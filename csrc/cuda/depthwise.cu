@@ -46,7 +46,7 @@ Status run_any(const ConvProblem& p, const ConvOperands& o, void* stream) {
     return launch("depthwise any", depthwise_any<T, Index>, grid_of(blocks), block_of(kTileThreads), 0, stream, g,
                   static_cast<const T*>(o.x), filter, static_cast<T*>(o.y), Epilogue<T, Index>(p, o));
   return launch("depthwise any gradient", depthwise_any_gradient<T, Index>, grid_of(blocks), block_of(kTileThreads), 0,
-                stream, g, static_cast<T*>(o.x), filter, GradOutput<T, Index>(p, o));
+                stream, g, static_cast<T*>(o.x), filter, GradOutput<T, Index>(p, o), Epilogue<T, Index>(p, o).bias);
 }
 
 DepthwisePath choose_path(const ConvProblem& p) {
@@ -101,7 +101,8 @@ Status depthwise_run(const ConvPlan& plan, const ConvOperands& o, void* workspac
       if (path == DepthwisePath::channels) return run_channels<T>(p, o, stream);
       if (path == DepthwisePath::planes) return depthwise_planes_run(p, o, stream);
     }
-    if (plan.detail[kDepthwiseInt32]) return run_any<T, int32_t>(p, o, stream);
+    if constexpr (!std::is_same_v<T, double>)
+      if (plan.detail[kDepthwiseInt32]) return run_any<T, int32_t>(p, o, stream);
     return run_any<T, int64_t>(p, o, stream);
   });
 }

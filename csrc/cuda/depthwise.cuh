@@ -28,6 +28,8 @@ struct Walk {
   static constexpr int kRows = kSpread ? 1 : Step;      // source rows of a step of the walk
   static constexpr int kColumns = kSpread ? kLive : R;  // source columns of a thread
   static constexpr int kPerStep = kSpread ? Step : 1;   // result rows, and columns, of a step
+  // Which passes walk so: forward has an activation and no mask, grad_input a mask and at most a bias.
+  static constexpr bool kInForward = !kSpread, kInGradient = kSpread || Step == 1;
   static constexpr bool kReadsAhead = kRows * kColumns < 10;  // the next rows, if registers can hold them
 };
 
@@ -54,9 +56,11 @@ __device__ __forceinline__ void walk_column(const DepthwiseShape& shape, const C
   const int32_t source_end = W::kSpread ? last : (last - 1) * W::Step - shape.pad_top + W::R;
   const int32_t row_end = source_end < shape.source_rows ? source_end : shape.source_rows;
   const auto fetch = [&](int32_t step, Vector<T, V> (&to)[W::kRows][W::kColumns]) {
+    FASTCONV_UNROLL
     for (int i = 0; i < W::kRows; ++i) {
       const int32_t row = W::kSpread ? step : step * W::Step - shape.pad_top + i;
       const bool inside = row >= 0 && row < row_end;
+      FASTCONV_UNROLL
       for (int s = 0; s < W::kColumns; ++s) to[i][s] = inside ? load(row, s) : Vector<T, V>{};
     }
   };
@@ -89,6 +93,7 @@ __device__ __forceinline__ void walk_column(const DepthwiseShape& shape, const C
     constexpr int kDone = W::kSpread ? 0 : W::kLive - 1;
     const int32_t done = W::kSpread ? step : step - kAhead;
     if (done >= first)
+      FASTCONV_UNROLL
       for (int y = 0; y < W::kPerStep; ++y) emit(done, y, sums[kDone][y]);
     for (int a = 0; a < W::kLive; ++a) {
       const int to = W::kSpread ? a : W::kLive - 1 - a, from = W::kSpread ? a + 1 : W::kLive - 2 - a;
@@ -112,9 +117,11 @@ struct DepthwiseSource {
   const T* values = nullptr;
   const T* mask = nullptr;
   Strides<int32_t> strides, mask_strides;
+  Compute<T> parameter = 0;  // of the activation
   Activation activation = Activation::none;
 
-  DepthwiseSource(const ConvProblem& p, const ConvOperands& o) : activation(p.activation) {
+  DepthwiseSource(const ConvProblem& p, const ConvOperands& o)
+      : parameter(static_cast<Compute<T>>(p.activation_parameter.value())), activation(p.activation) {
     const bool forward = p.pass == Pass::forward;
     values = static_cast<const T*>(forward ? o.x : o.y);
     strides = Strides<int32_t>(forward ? p.x_strides : p.y_strides);
@@ -125,12 +132,18 @@ struct DepthwiseSource {
   template <class Values>
   __device__ __forceinline__ Values masked(Values v, const Values& by) const {
     if constexpr (std::is_same_v<Values, T>) {
-      return narrow<T>(activation_gradient(activation, widen(v), widen(by)));
+      return masked_value(v, by);
     } else {
+      FASTCONV_UNROLL
       for (int i = 0; i < static_cast<int>(sizeof v / sizeof(T)); ++i)
-        v[i] = narrow<T>(activation_gradient(activation, widen(v[i]), widen(by[i])));
+        v[i] = masked_value(v[i], by[i]);
       return v;
     }
+  }
+
+ private:
+  __device__ __forceinline__ T masked_value(T v, T by) const {
+    return narrow<T>(activation_gradient(activation, parameter, widen(v), widen(by)));
   }
 };
 
@@ -182,7 +195,7 @@ depthwise_channels(DepthwiseShape shape, ChannelTiles tiles, DepthwiseSource<T> 
   for (int v = 0; v < V; ++v) bias[v] = epilogue.bias ? widen(epilogue.bias[c + v]) : A(0);
 
   const T* const values = source.values + at.image * source.strides.n + c;
-  const T* const mask = source.mask ? source.mask + at.image * source.mask_strides.n + c : nullptr;
+  const T* const mask = W::kInGradient && source.mask ? source.mask + at.image * source.mask_strides.n + c : nullptr;
   const auto load = [&](int32_t row, int s) {
     const int32_t w = source_column<W>(shape, column, s);
     if (w < 0 || w >= shape.source_columns) return Vector<T, V>{};
@@ -193,17 +206,21 @@ depthwise_channels(DepthwiseShape shape, ChannelTiles tiles, DepthwiseSource<T> 
   const auto emit = [&](int32_t step, int y, const A(&sums)[W::kPerStep][V]) {
     const int32_t row = W::kSpread ? step * W::Step - shape.pad_top + y : step;
     if (W::kSpread && (row < 0 || row >= shape.result_rows)) return;
+    FASTCONV_UNROLL
     for (int x = 0; x < W::kPerStep; ++x) {
       const int32_t w = at.column * W::kPerStep + x;
       if (W::kSpread && w >= shape.result_columns) return;
-      Vector<T, V> residual{};
+      Vector<T, V> residual{}, out;
       const int32_t residual_at = epilogue.residual_strides.at(at.image, c, row, w);
-      if (epilogue.residual) residual = load_vector<V>(epilogue.residual + residual_at);
-      Vector<T, V> out;
+      if (W::kInForward && epilogue.residual) residual = load_vector<V>(epilogue.residual + residual_at);
+      FASTCONV_UNROLL
       for (int v = 0; v < V; ++v) {
         A sum = sums[x][v] + bias[v];
-        if (epilogue.residual) sum += widen(residual[v]);
-        out[v] = narrow<T>(activate(epilogue.activation, sum));
+        if constexpr (W::kInForward) {
+          if (epilogue.residual) sum += widen(residual[v]);
+          sum = activate(epilogue.activation, epilogue.parameter, sum);
+        }
+        out[v] = narrow<T>(sum);
       }
       store_vector<V>(result + at.image * ds.n + row * ds.h + w * ds.w + c, out);
     }
@@ -220,7 +237,7 @@ depthwise_planes(DepthwiseShape shape, PlaneTiles tiles, Divider<int32_t> channe
   const auto tile = tiles.tile(static_cast<int32_t>(blockIdx.x));
   const int64_t begin = tiles.source_begin(tile);
   const T* const from = source.values + begin;
-  const T* const mask = source.mask ? source.mask + begin : nullptr;
+  const T* const mask = W::kInGradient && source.mask ? source.mask + begin : nullptr;
   T* const kept = tile_memory(from);
   if (mask) {
     copy_run(from, tiles.source_count(tile), kept, [&](const auto& v, int32_t i) {
@@ -260,13 +277,21 @@ depthwise_planes(DepthwiseShape shape, PlaneTiles tiles, Divider<int32_t> channe
       const int32_t row = W::kSpread ? step * W::Step - shape.pad_top + y : step, w = at.column * W::kPerStep;
       if (W::kSpread && (row < 0 || row >= shape.result_rows)) return;
       const int32_t to = (plane * shape.result_rows + row) * shape.result_columns + w;
+      const auto finished = [&](int x) {
+        if constexpr (W::kInForward)
+          return epilogue.finish(sums[x][0], c, to + x);
+        else
+          return biased(sums[x][0], epilogue.bias, c);
+      };
       if (W::kSpread && pairs) {
         Vector<T, W::kPerStep> pair;
-        for (int x = 0; x < W::kPerStep; ++x) pair[x] = epilogue.finish(sums[x][0], c, to + x);
+        FASTCONV_UNROLL
+        for (int x = 0; x < W::kPerStep; ++x) pair[x] = finished(x);
         store_vector<W::kPerStep>(result + to, pair);
       } else {
+        FASTCONV_UNROLL
         for (int x = 0; x < W::kPerStep; ++x)
-          if (w + x < shape.result_columns) result[to + x] = epilogue.finish(sums[x][0], c, to + x);
+          if (w + x < shape.result_columns) result[to + x] = finished(x);
       }
     };
     walk_column<W, 1, T>(shape, weights, at.row + shape.first_row, at.row_end + shape.first_row, load, emit);
@@ -327,7 +352,7 @@ depthwise_any(DepthwiseAny<Index> g, const T* x, const T* filter, T* y, Epilogue
 
 template <class T, class Index>
 __global__ void __launch_bounds__(kTileThreads, 2)
-depthwise_any_gradient(DepthwiseAny<Index> g, T* dx, const T* filter, GradOutput<T, Index> dy) {
+depthwise_any_gradient(DepthwiseAny<Index> g, T* dx, const T* filter, GradOutput<T, Index> dy, const T* bias) {
   const Index i = static_cast<Index>(blockIdx.x) * kTileThreads + static_cast<Index>(threadIdx.x);
   if (i >= g.elements.count) return;
   Index n, c, h, w;
@@ -350,7 +375,7 @@ depthwise_any_gradient(DepthwiseAny<Index> g, T* dx, const T* filter, GradOutput
       }
     }
   }
-  dx[g.xs.at(n, c, h, w)] = narrow<T>(sum);
+  dx[g.xs.at(n, c, h, w)] = biased(sum, bias, c);
 }
 
 // --- the host's side -------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ depthwise_weight(WeightShape<typename Traits::Index> g, ChannelTiles tiles,
           for (int v = 0; v < V; ++v) dy[v] = widen(values[v]);
           if (!grad.output) return;
           const auto outputs = load_vector<V>(grad.output + grad.output_strides.at(n, k, p, q));
-          for (int v = 0; v < V; ++v) dy[v] = activation_gradient(grad.activation, dy[v], widen(outputs[v]));
+          for (int v = 0; v < V; ++v) dy[v] = grad.masked(dy[v], outputs[v]);
         }
       };
       const auto x_at = [&](Index step, int i, A(&values)[R][V]) {

@@ -2,44 +2,83 @@
 // Bias, residual and activation are run-time branches: uniform over the grid, so they cost a predicate each.
 #pragma once
 
+#include <cmath>
+
 #include "../core/table.h"
 #include "index.cuh"
 
 namespace fastconv::FASTCONV_GPU {
 
+// The activations besides none and relu, by the formulas of torch.nn.functional in floating point: NaN passes, and so
+// does what they make of infinities (silu, gelu and hardswish of -inf are NaN). A function of its own, since a kernel
+// finishes up to 64 sums of a thread, each at its own place in the code.
 template <class A>
-__device__ __forceinline__ A activate(Activation activation, A v) {
+__device__ FASTCONV_NOINLINE A activate_further(Activation activation, A parameter, A v) {
+  if (activation == Activation::leaky_relu) return v > A(0) ? v : v * parameter;
+  if (activation == Activation::relu6) return v <= A(0) ? A(0) : v >= A(6) ? A(6) : v;
+  if (activation == Activation::hardswish) {
+    const A shifted = v + A(3), clamped = shifted <= A(0) ? A(0) : shifted >= A(6) ? A(6) : shifted;
+    return v * (clamped / A(6));
+  }
+  if (activation == Activation::elu) return v <= A(0) ? parameter * std::expm1(v) : v;
+  if (activation == Activation::tanh) return std::tanh(v);
+  if (activation == Activation::gelu) return A(0.5) * v * (A(1) + std::erf(v * A(0.70710678118654752440)));  // sqrt(1/2)
+  const A bounded = A(1) + std::exp(-v);
+  return activation == Activation::silu ? v / bounded : A(1) / bounded;
+}
+
+template <class A>
+__device__ __forceinline__ A activate(Activation activation, A parameter, A v) {
   if (activation == Activation::relu) return v <= A(0) ? A(0) : v;  // NaN passes, as in torch
-  return v;
+  if (activation == Activation::none) return v;
+  return activate_further(activation, parameter, v);
 }
 
-// The gradient of the activation, applied to grad_output `dy` where the forward's output was `y`.
+// The gradient of the activation, applied to grad_output `dy` where the forward's output was `y`. For those activations
+// whose derivative follows from it (core/activation.cpp): torch's own formulas, those of NaN and boundaries included.
 template <class A>
-__device__ __forceinline__ A activation_gradient(Activation activation, A dy, A y) {
-  if (activation == Activation::relu) return y <= A(0) ? A(0) : dy;
-  return dy;
+__device__ FASTCONV_NOINLINE A further_gradient(Activation activation, A parameter, A dy, A y) {
+  if (activation == Activation::leaky_relu) return y > A(0) ? dy : dy * parameter;
+  if (activation == Activation::relu6) return y <= A(0) || y >= A(6) ? A(0) : dy;
+  if (activation == Activation::elu) return y <= A(0) ? dy * (y + parameter) : dy;
+  if (activation == Activation::sigmoid) return dy * (A(1) - y) * y;
+  return dy * (A(1) - y * y);  // tanh
 }
 
-// Forward: y = act(sum + bias[k] + residual).
+template <class A>
+__device__ __forceinline__ A activation_gradient(Activation activation, A parameter, A dy, A y) {
+  if (activation == Activation::relu) return y <= A(0) ? A(0) : dy;
+  return further_gradient(activation, parameter, dy, y);
+}
+
+// What grad_input stores: the sum, plus the bias that a transposed convolution has.
+template <class T>
+__device__ __forceinline__ T biased(Compute<T> sum, const T* bias, int64_t c) {
+  return narrow<T>(bias ? sum + widen(bias[c]) : sum);
+}
+
+// Forward: y = act(sum + bias[k] + residual). grad_input: dx = sum + bias[c].
 template <class T, class Index>
 struct Epilogue {
   const T* bias = nullptr;
   const T* residual = nullptr;
   Strides<Index> residual_strides;
+  Compute<T> parameter = 0;  // of the activation
   Activation activation = Activation::none;
 
   Epilogue() = default;
   Epilogue(const ConvProblem& p, const ConvOperands& o)
-      : bias(p.bias && p.pass == Pass::forward ? static_cast<const T*>(o.bias) : nullptr),
+      : bias(p.bias && p.pass != Pass::grad_weight ? static_cast<const T*>(o.bias) : nullptr),
         residual(p.residual ? static_cast<const T*>(o.aux) : nullptr),
         residual_strides(p.aux_strides),
+        parameter(static_cast<Compute<T>>(p.activation_parameter.value())),
         activation(p.pass == Pass::forward ? p.activation : Activation::none) {}
 
-  // k: the filter among all groups'; `at`: the residual's offset (residual_strides.at(n, k, p, q)), used if there is one.
+  // k: the filter (grad_input: the channel) among all groups'; `at`: the residual's offset (residual_strides.at(n, k, p, q)), used if there is one.
   __device__ __forceinline__ T finish(Compute<T> sum, Index k, Index at) const {
     if (bias) sum += widen(bias[k]);
     if (residual) sum += widen(residual[at]);
-    return narrow<T>(activate(activation, sum));
+    return narrow<T>(activate(activation, parameter, sum));
   }
 };
 
@@ -49,6 +88,7 @@ struct GradOutput {
   const T* dy = nullptr;
   const T* output = nullptr;  // null: no activation
   Strides<Index> strides, output_strides;
+  Compute<T> parameter = 0;  // of the activation
   Activation activation = Activation::none;
 
   GradOutput() = default;
@@ -57,11 +97,16 @@ struct GradOutput {
         output(p.activation != Activation::none ? static_cast<const T*>(o.aux) : nullptr),
         strides(p.y_strides),
         output_strides(p.aux_strides),
+        parameter(static_cast<Compute<T>>(p.activation_parameter.value())),
         activation(p.activation) {}
 
+  // grad_output `v` where the forward's output was `y`.
+  __device__ __forceinline__ Compute<T> masked(Compute<T> v, T y) const {
+    return activation_gradient(activation, parameter, v, widen(y));
+  }
   __device__ __forceinline__ Compute<T> read(Index n, Index k, Index p, Index q) const {
     const Compute<T> v = widen(dy[strides.at(n, k, p, q)]);
-    return output ? activation_gradient(activation, v, widen(output[output_strides.at(n, k, p, q)])) : v;
+    return output ? masked(v, output[output_strides.at(n, k, p, q)]) : v;
   }
 };
 

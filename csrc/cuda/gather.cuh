@@ -103,7 +103,7 @@ __device__ __forceinline__ Vector<T, N> read_source(const GradOutput<T, int32_t>
   Vector<T, N> v = load_vector<N>(source.dy + at);
   if (source.output) {
     const Vector<T, N> y = load_vector<N>(source.output + mask_at);
-    for (int i = 0; i < N; ++i) v[i] = narrow<T>(activation_gradient(source.activation, widen(v[i]), widen(y[i])));
+    for (int i = 0; i < N; ++i) v[i] = narrow<T>(source.masked(widen(v[i]), y[i]));
   }
   return v;
 }

@@ -190,7 +190,7 @@ Status run_grad_input(const ConvPlan& plan, const ConvOperands& o, void* workspa
     const int64_t values = part.images * p.c * p.h * p.w;
     return launch("im2col fold", fold<T>, dim3{static_cast<unsigned>(div_up(values, kColumnThreads)), 1, 1},
                   dim3{kColumnThreads, 1, 1}, 0, stream, shape, static_cast<const Compute<T>*>(workspace),
-                  static_cast<T*>(o.x) + part.first_image * p.x_strides[0], Divider<int32_t>(p.stride_h),
+                  Epilogue<T, int32_t>(p, o).bias, static_cast<T*>(o.x) + part.first_image * p.x_strides[0], Divider<int32_t>(p.stride_h),
                   Divider<int32_t>(p.stride_w), Divider<int32_t>(p.h), Divider<int32_t>(p.w), Divider<int32_t>(p.c),
                   static_cast<int>(values));
   });

@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kColumnThreads)
 // of the taps, so no two threads write the same value and the sum is the same in every run.
 template <class T>
 __global__ void __launch_bounds__(kColumnThreads)
-    fold(const ColumnShape g, const Compute<T>* columns, T* x, const Divider<int32_t> by_stride_h,
+    fold(const ColumnShape g, const Compute<T>* columns, const T* bias, T* x, const Divider<int32_t> by_stride_h,
          const Divider<int32_t> by_stride_w, const Divider<int32_t> by_h, const Divider<int32_t> by_w,
          const Divider<int32_t> by_c, int values) {
   const int i = blockIdx.x * kColumnThreads + threadIdx.x;
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kColumnThreads)
       sum += from[(r * g.columns.taps + s) * tap_stride + pixel * m.pixel_stride];
     }
   }
-  x[g.x.at(image, c, h, w)] = narrow<T>(sum);
+  x[g.x.at(image, c, h, w)] = biased(sum, bias, c);
 }
 
 }  // namespace fastconv::FASTCONV_GPU

@@ -38,7 +38,6 @@ Status run_gather(const PoolPlan& plan, const PoolOperands& o, const Execution& 
 
 Status max_pool_supports(const PoolProblem& p) {
   if (p.kind != PoolKind::max) return Status::refuse("computes maxima only");
-  if (p.adaptive) return Status::refuse("takes windows of one size, not adaptive ones");
   if (p.pass != Pass::forward && !p.offset_bytes) return Status::refuse("needs the forward's window offsets");
   return {};
 }

@@ -20,7 +20,7 @@ template <class Storage>
 struct Maximum {
   using T = Storage;
   using A = Compute<T>;
-  static constexpr bool kOffsets = true, kSlidesChannels = true;
+  static constexpr bool kOffsets = true, kSlidesChannels = true, kSlidesPlanes = true, kAnyInt32 = sizeof(T) >= 4;
   static constexpr A kLowest = -std::numeric_limits<A>::infinity();
   struct State {
     A value;
@@ -63,6 +63,7 @@ __device__ __forceinline__ uint32_t load_code(const void* offsets, int bytes, In
 template <class Storage, class Index>
 struct MaximumGradient {
   using T = Storage;
+  static constexpr bool kAnyInt32 = true;
   const void* offsets;
   int offset_bytes;
   Strides<Index> strides;
@@ -82,7 +83,12 @@ struct MaximumGradient {
         if (codes[v] == r * width + s) sum[v] += widen(dy[v]);
     }
   }
-  __device__ __forceinline__ static T finish(Compute<T> sum, Covers) { return narrow<T>(sum); }
+  template <int V>
+  __device__ __forceinline__ static Vector<T, V> finish(const Compute<T> (&sum)[V], Covers, Index) {
+    Vector<T, V> result;
+    for (int v = 0; v < V; ++v) result[v] = narrow<T>(sum[v]);
+    return result;
+  }
 };
 
 // y = x at the offset, 0 where there is none or it leads out of the plane. Word has the bits of an element.

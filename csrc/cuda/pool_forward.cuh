@@ -6,7 +6,9 @@
 // A faster kernel would share the sums of columns among lanes too, and store 16 bytes at a time in NCHW.
 //
 // An operation Op gives T, State, begin(code), take(state, value, code), join(state, lower, code), finish(state, p, q);
-// kOffsets: whether states have codes; kSlidesChannels: whether sliding pays in NHWC.
+// kOffsets: whether states have codes; kSlidesChannels, kSlidesPlanes: whether sliding pays in NHWC and NCHW; kAnyInt32:
+// whether pool_any has an instantiation for 32-bit indices. (It serves what the others leave: odd strides and addresses,
+// window offsets beyond 8 bits, and f64, whose 8-byte accesses are whole cache lines of a warp without vectors.)
 #pragma once
 
 #include "pool_window.cuh"
@@ -148,7 +150,7 @@ pool_planes(Op op, PoolWindow<int32_t> g, PlaneTiles tiles, const typename Op::T
 // --- the host's side -------------------------------------------------------------------------------------------------
 
 inline bool pool_slides(const PoolProblem& p) {
-  return p.r == kSlideRows && p.stride_h == 1 && p.dilation_h == 1 && p.dtype != DType::f64;
+  return p.r == kSlideRows && p.stride_h == 1 && p.dilation_h == 1 && !p.adaptive && p.dtype != DType::f64;
 }
 
 // Tiles of the forward's outputs, along channels and along planes.
@@ -157,8 +159,10 @@ inline ChannelTiles forward_channels(const PoolProblem& p) {
   return ChannelTiles(p.n, p.p, p.q, p.c / vector, 128 / 16, 4);
 }
 inline PlaneTiles forward_planes(const PoolProblem& p) {
-  const TileReach reach{static_cast<int32_t>(p.stride_h), static_cast<int32_t>(-p.pad_top),
-                        static_cast<int32_t>((p.r - 1) * p.dilation_h + 1 - p.pad_top)};
+  TileReach reach{static_cast<int32_t>(p.stride_h), static_cast<int32_t>(-p.pad_top),
+                  static_cast<int32_t>((p.r - 1) * p.dilation_h + 1 - p.pad_top)};
+  if (p.adaptive)
+    reach = {static_cast<int32_t>(p.h), 0, 1, static_cast<int32_t>(p.h - 1), Divider<int32_t>(p.p)};
   return PlaneTiles(p.n * p.c, p.h, p.w, p.p, p.q, reach, size_of(p.dtype));
 }
 
@@ -167,7 +171,7 @@ inline void plan_pool_forward(const PoolProblem& p, PoolPlan& plan) {
   const bool small = fits_int32(p), bytes = p.offset_bytes <= 1;
   PoolPath path = PoolPath::any;
   int64_t threads = p.n * p.c * p.p * p.q;
-  if (small && bytes && threads * p.h * p.w > 0) {
+  if (small && bytes && p.dtype != DType::f64 && threads * p.h * p.w > 0) {
     const int64_t vector = 16 / size_of(p.dtype);
     const bool dense = is_dense(p.x_sizes(), p.x_strides, Layout::nchw) &&
                        is_dense(p.y_sizes(), p.y_strides, Layout::nchw) &&
@@ -204,23 +208,25 @@ Status run_pool_forward(const char* name, const PoolPlan& plan, const PoolOperan
   if (path == PoolPath::channels &&
       !(is_aligned(x, 16) && is_aligned(y, 16) && is_aligned(offsets, kFullVector<T>)))
     path = PoolPath::any;
-  const auto op = make(int32_t{});
-  using Op = std::decay_t<decltype(op)>;
-  const PoolWindow<int32_t> g(p);
-  uint8_t* const codes = static_cast<uint8_t*>(offsets);
-  constexpr bool kMaySlide = !std::is_same_v<T, double>;
-  const bool slides = plan.detail[kPoolSlides];
-  if (path == PoolPath::channels) {
-    const ChannelTiles tiles = forward_channels(p);
-    return launch(name, slides ? pool_channels<kMaySlide && Op::kSlidesChannels, Op> : pool_channels<false, Op>,
-                  grid_of(tiles.blocks), block_of(tiles.threads()), 0, stream, op, g, tiles,
-                  Strides<int32_t>(p.x_strides), Strides<int32_t>(p.y_strides), Strides<int32_t>(p.offset_strides), x,
-                  y, codes);
-  }
-  if (path == PoolPath::planes) {
-    const PlaneTiles tiles = forward_planes(p);
-    return launch(name, slides ? pool_planes<kMaySlide, Op> : pool_planes<false, Op>, grid_of(tiles.blocks),
-                  block_of(kTileThreads), tiles.shared_bytes, stream, op, g, tiles, x, y, codes);
+  using NarrowOp = std::decay_t<decltype(make(int32_t{}))>;
+  if constexpr (!std::is_same_v<T, double>) {
+    const auto op = make(int32_t{});
+    const PoolWindow<int32_t> g(p);
+    uint8_t* const codes = static_cast<uint8_t*>(offsets);
+    const bool slides = plan.detail[kPoolSlides];
+    if (path == PoolPath::channels) {
+      const ChannelTiles tiles = forward_channels(p);
+      const auto kernel = slides ? pool_channels<NarrowOp::kSlidesChannels, NarrowOp> : pool_channels<false, NarrowOp>;
+      return launch(name, kernel, grid_of(tiles.blocks), block_of(tiles.threads()), 0, stream, op, g, tiles,
+                    Strides<int32_t>(p.x_strides), Strides<int32_t>(p.y_strides), Strides<int32_t>(p.offset_strides),
+                    x, y, codes);
+    }
+    if (path == PoolPath::planes) {
+      const PlaneTiles tiles = forward_planes(p);
+      const auto kernel = slides ? pool_planes<NarrowOp::kSlidesPlanes, NarrowOp> : pool_planes<false, NarrowOp>;
+      return launch(name, kernel, grid_of(tiles.blocks), block_of(kTileThreads), tiles.shared_bytes, stream, op, g,
+                    tiles, x, y, codes);
+    }
   }
   const auto any = [&](auto index) {
     using Index = decltype(index);
@@ -233,7 +239,9 @@ Status run_pool_forward(const char* name, const PoolPlan& plan, const PoolOperan
                   PoolWindow<Index>(p), elements, Strides<Index>(p.x_strides), Strides<Index>(p.y_strides),
                   Strides<Index>(p.offset_strides), x, y, offsets, static_cast<int>(p.offset_bytes));
   };
-  return plan.detail[kPoolInt32] ? any(int32_t{}) : any(int64_t{});
+  if constexpr (NarrowOp::kAnyInt32)
+    if (plan.detail[kPoolInt32]) return any(int32_t{});
+  return any(int64_t{});
 }
 
 }  // namespace fastconv::FASTCONV_GPU

@@ -4,6 +4,7 @@
 // functions for the emulator (csrc/simt) in fastconv::simulated. What the two differ in stays below:
 //   launch(...)              instead of <<<>>>
 //   dynamic_shared<T>()      instead of extern __shared__; static_shared<T>() for layouts up to 48 KiB
+//   FASTCONV_NOINLINE        a device function of its own: code that many places of a kernel share
 //   FASTCONV_UNROLL          before a loop over registers that the compiler would leave rolled, in local memory
 //   Vector<T, N>, load_vector, store_vector    accesses of up to 16 bytes
 //   f16, bf16, Compute<T>, widen, narrow       storage types and the type each is computed in
@@ -19,12 +20,14 @@
 #ifdef FASTCONV_SIMT
 #include "../simt/simt.h"
 #define FASTCONV_GPU simulated
+#define FASTCONV_NOINLINE __attribute__((noinline))
 #define FASTCONV_UNROLL
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #define FASTCONV_GPU cuda
+#define FASTCONV_NOINLINE __noinline__
 #define FASTCONV_UNROLL _Pragma("unroll")
 #endif
 

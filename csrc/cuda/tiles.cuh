@@ -149,9 +149,17 @@ struct ChannelTiles {
 constexpr int64_t kTileBytes = 24 << 10;  // 9 blocks on a multiprocessor
 constexpr int64_t kMostTileBytes = 48 << 10;
 
-// The rows of a plane that a tile's outputs read: for outputs [p0, p1), [p0 * step + low, (p1 - 1) * step + high).
+// The rows of a plane that a tile's outputs read: for outputs [p0, p1), from p0 * step / by + low on to before
+// ((p1 - 1) * step + last) / by + high. Quotients are rounded down; but for adaptive windows they are by 1.
 struct TileReach {
-  int32_t step, low, high;
+  int32_t step, low, high, last = 0;
+  Divider<int32_t> by{};
+
+  // The most rows that n neighbouring outputs read, and the most outputs that read no more than n rows (0 or less: none).
+  int64_t rows(int64_t n) const { return ((n - 1) * step + last) / by.divisor + high - low + (by.divisor > 1); }
+  int64_t outputs(int64_t n) const {
+    return ((n - (high - low) - (by.divisor > 1) + 1) * by.divisor - 1 - last) / step + 1;
+  }
 };
 
 // A block has the output rows [row, row_end) of `planes` planes: a band of one, or all rows of several.
@@ -174,12 +182,12 @@ struct PlaneTiles {
         all_planes(plane_count) {
     const int64_t row_bytes = in_width * element_bytes, margin = 32;  // of the alignment on both sides
     const auto source_bytes = [&](int64_t n) {
-      return std::min<int64_t>((n - 1) * how.step + how.high - how.low, in_rows) * row_bytes + margin;
+      return std::min(how.rows(n), in_rows) * row_bytes + margin;
     };
     if (source_bytes(1) > kMostTileBytes) return;
     int64_t band_rows = out_rows, plane_group = 1;
     if (source_bytes(out_rows) > kTileBytes) {
-      band_rows = std::clamp<int64_t>((kTileBytes / row_bytes - (how.high - how.low)) / how.step + 1, 1, out_rows);
+      band_rows = std::clamp<int64_t>(how.outputs(kTileBytes / row_bytes), 1, out_rows);
       band_rows = div_up(out_rows, div_up(out_rows, band_rows));
     } else {
       const int64_t fit = kTileBytes / (in_rows * row_bytes);
@@ -209,8 +217,8 @@ struct PlaneTiles {
     t.planes = all_planes - t.plane < planes ? static_cast<int32_t>(all_planes - t.plane) : planes;
     t.row = b * band;
     t.row_end = t.row + band < rows ? t.row + band : rows;
-    t.source_row = t.row * reach.step + reach.low;
-    t.source_end = (t.row_end - 1) * reach.step + reach.high;
+    t.source_row = reach.by.quotient(t.row * reach.step) + reach.low;
+    t.source_end = reach.by.quotient((t.row_end - 1) * reach.step + reach.last) + reach.high;
     if (t.source_row < 0 || planes > 1) t.source_row = 0;
     if (t.source_end > source_rows || planes > 1) t.source_end = source_rows;
     if (t.source_end < t.source_row) t.source_end = t.source_row;

@@ -47,6 +47,8 @@ void meet_warp(unsigned mask, const char* operation, void* mine, void (*work)(vo
 unsigned char* static_shared_memory(const void* tag, int64_t bytes, int64_t alignment);
 void copy_async(void* shared, const void* global, int bytes, int valid, Where where);
 void copy_async_commit();
+// 16 bytes of shared memory, read by this lane for whichever lanes an instruction then gives them to.
+void read_row(void* to, const void* shared);
 void copy_async_wait(int pending_groups);
 void count(const char* atom);  // one execution of an instruction, for the counters
 

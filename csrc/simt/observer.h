@@ -16,6 +16,7 @@ void met(Block& block, Thread* const* threads, int count, int id);
 void passed(Block& block, const Thread& thread, int id);  // arrived at a named barrier and went on
 void copied(Block& block, const Copy& copy);  // before the bytes move
 void counted(const char* atom);
+void read(const void* address, int64_t bytes, const void* instruction);  // by the running thread, in the runtime
 #else
 inline void launch_begins(const Launch&) {}
 inline void launch_ends() {}
@@ -25,6 +26,7 @@ inline void met(Block&, Thread* const*, int, int) {}
 inline void passed(Block&, const Thread&, int) {}
 inline void copied(Block&, const Copy&) {}
 inline void counted(const char*) {}
+inline void read(const void*, int64_t, const void*) {}
 #endif
 
 }  // namespace fastconv::simt::observer

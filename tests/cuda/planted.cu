@@ -3,6 +3,7 @@
 #include <cstring>
 #include <string>
 
+#include "cuda/atoms_ldmatrix.cuh"
 #include "cuda/runtime.cuh"
 #include "simt/checker/checker.h"
 
@@ -212,6 +213,32 @@ FASTCONV_KERNEL(strided_accesses) {
   y[FASTCONV_ME] = row.v[threadIdx.x];
 }
 
+// Four 8x8 matrices of a warp. The rows of a matrix lie 128 bytes apart, in the same four banks, or one after the other.
+template <int RowBytes, int MatrixBytes>
+__device__ void load_matrices(const float* x, float* y) {
+  Row& row = dynamic_shared<Row>();
+  row.v[threadIdx.x] = x[FASTCONV_ME];
+  __syncthreads();
+  unsigned registers[4];
+  const unsigned lane = threadIdx.x % 32;
+  LoadMatrices<4>::load(registers, reinterpret_cast<const char*>(row.v) + lane % 8 * RowBytes + lane / 8 * MatrixBytes);
+  y[FASTCONV_ME] = static_cast<float>(registers[0] + registers[1] + registers[2] + registers[3]);
+}
+FASTCONV_KERNEL(matrix_rows_in_the_same_banks) { load_matrices<128, 16>(x, y); }
+FASTCONV_KERNEL(matrix_rows_in_all_banks) { load_matrices<16, 128>(x, y); }
+
+// The last row of a matrix ends 16 bytes past the shared memory; and no barrier after the rows are written.
+FASTCONV_KERNEL(matrix_row_past_the_end) { load_matrices<128, 144>(x, y); }
+FASTCONV_KERNEL(matrix_rows_without_barrier) {
+  Row& row = dynamic_shared<Row>();
+  row.v[threadIdx.x] = 0;
+  __syncthreads();
+  row.v[threadIdx.x] = x[FASTCONV_ME];
+  unsigned registers[1];
+  LoadMatrices<1>::load(registers, row.v + (threadIdx.x + 32) % kThreads / 32 * 32 + threadIdx.x % 8 * 4);
+  y[FASTCONV_ME] = static_cast<float>(registers[0]);
+}
+
 struct Entry {
   const char* name;
   void (*kernel)(const float*, float*);
@@ -229,6 +256,8 @@ const Entry kKernels[] = {
     FASTCONV_ENTRY(divergent_shuffle) FASTCONV_ENTRY(shuffle_from_a_missing_lane)
     FASTCONV_ENTRY(named_barrier_of_one_side) FASTCONV_ENTRY(two_blocks_write_one_word)
     FASTCONV_ENTRY(blocks_pass_a_value) FASTCONV_ENTRY(threads_race_in_global_memory) FASTCONV_ENTRY(strided_accesses)
+    FASTCONV_ENTRY(matrix_rows_in_the_same_banks) FASTCONV_ENTRY(matrix_rows_in_all_banks)
+    FASTCONV_ENTRY(matrix_row_past_the_end) FASTCONV_ENTRY(matrix_rows_without_barrier)
 #undef FASTCONV_ENTRY
 };
 

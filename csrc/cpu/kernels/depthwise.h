@@ -71,6 +71,7 @@ struct ChannelBand {
   int64_t width, lanes;  // pixels of a row; lanes in use
   int64_t repeat;        // lanes per channel
   int64_t lane0;         // the block's first lane
+  OutputGradient<A> gradient{};
 
   // One run of neighbouring rows whose pixels follow each other is packed as one row.
   void pack_rows(int64_t row, int64_t rows, A* to) const {
@@ -84,6 +85,7 @@ struct ChannelBand {
         reader.mask = mask + (row + i) * mask_strides[2];
         reader.mask_si = mask_strides[1];
         reader.mask_sj = mask_strides[3];
+        reader.gradient = gradient;
       }
       A* first = to + i * width * W;
       if (repeat == 1) {

@@ -46,7 +46,8 @@ struct Channels {
   const A* filter;
   const Taps rows, cols;
   const Inside interior = all_inside(cols, g.cols, 0, g.cols.out);
-  const bool forward = p.pass == Pass::forward, relu = forward && p.activation == Activation::relu;
+  const bool forward = p.pass == Pass::forward;
+  const Activated<A> activation{p};
   const int64_t sources = forward ? 1 : p.group_k(), lanes = forward ? p.k : p.c;
   const int64_t filter_pitch = div_up(lanes, W) * W, taps = p.r * p.s;
   const bool neighbours = cols.count > 1 && cols.d[cols.count - 1] - cols.d[0] == cols.count - 1;
@@ -148,7 +149,7 @@ struct Channels {
     A* y = static_cast<A*>(forward ? operands.y : operands.x) + n * ds[0] +
            (g.rows.out_start + i * g.rows.out_step) * ds[2] + g.cols.out_start * ds[3];
     const int64_t y_pixel = g.cols.out_step * ds[3];
-    const A* bias = forward && p.bias ? static_cast<const A*>(operands.bias) : nullptr;
+    const A* bias = p.bias ? static_cast<const A*>(operands.bias) : nullptr;
     const A* residual =
         forward && p.residual ? static_cast<const A*>(operands.aux) + n * rs[0] + i * rs[2] : nullptr;
     list.count = 0;
@@ -176,7 +177,7 @@ struct Channels {
         for (int m = 0; m < PX; ++m) {
           acc[m] += add;
           if (residual) acc[m] += load(residual + (j + m) * rs[3] + channel);
-          if (relu) acc[m] = acc[m] <= Vec<A>{} ? Vec<A>{} : acc[m];
+          acc[m] = activation.in_registers(acc[m]);
           store(y + (j + m) * y_pixel + channel, acc[m]);
         }
       };
@@ -185,6 +186,8 @@ struct Channels {
       // The rest with lanes that were just written: the same values again, and no partial vector.
       if (channel < lanes) vector(lanes - L);
     });
+    if (activation.in_memory())
+      for (int64_t j = 0; j < g.cols.out; ++j) activation.apply(y + j * y_pixel, lanes);
   }
 
   // Path `packed`: output rows [row0, row1) of the tile width of lanes from lane0 on.
@@ -204,7 +207,8 @@ struct Channels {
       Strides4 strides = g.src, mask_strides = g.mask;
       strides[1] *= sources;
       mask_strides[1] *= sources;
-      const ChannelBand<T> packer{source, strides, mask, mask_strides, width, used, forward ? p.group_k() : 1, lane0};
+      const ChannelBand<T> packer{source, strides, mask, mask_strides, width, used, forward ? p.group_k() : 1, lane0,
+                                   OutputGradient<A>(p)};
       source_rows.pack(packer, band + u * source_rows.count * row_values);
     }
 
@@ -235,8 +239,8 @@ struct Channels {
     const Strides4 &ds = g.dst, &rs = g.residual;
     const int64_t width = g.cols.out, pixels = (row1 - row0) * width, used = smaller(W, lanes - lane0);
     Epilogue<T> epilogue;
-    epilogue.relu = relu;
-    if (forward && p.bias) epilogue.load_bias(static_cast<const T*>(operands.bias) + lane0, used);
+    epilogue.activation = activation;
+    if (p.bias) epilogue.load_bias(static_cast<const T*>(operands.bias) + lane0, used);
     T* y = static_cast<T*>(forward ? operands.y : operands.x) + n * ds[0] + lane0 * ds[1];
     const T* residual =
         forward && p.residual ? static_cast<const T*>(operands.aux) + n * rs[0] + lane0 * rs[1] : nullptr;

@@ -18,13 +18,14 @@ struct PlaneRows {
   const T* mask = nullptr;
   int64_t mask_row_stride = 0, mask_stride = 0;
   const T* mask_last = nullptr;
+  OutputGradient<A> gradient{};
 
   bool contiguous() const { return stride == 1 && (!mask || mask_stride == 1); }
   A at(int64_t row, int64_t i) const {
-    return Reader<T>{p, row_stride, stride, mask, mask_row_stride, mask_stride}.at(row, i);
+    return Reader<T>{p, row_stride, stride, mask, mask_row_stride, mask_stride, gradient}.at(row, i);
   }
   Vec<A> lanes_at(int64_t row, int64_t i) const {
-    return Reader<T>{p, row_stride, 1, mask, mask_row_stride, 1}.lanes_at(row, i);
+    return Reader<T>{p, row_stride, 1, mask, mask_row_stride, 1, gradient}.lanes_at(row, i);
   }
   // A vector of `count` values, zeros after them.
   Vec<A> some_lanes_at(int64_t row, int64_t i, int64_t count) const {
@@ -32,7 +33,7 @@ struct PlaneRows {
     if (contiguous() && p + end <= last && (!mask || mask + mask_end <= mask_last))
       return first_lanes(lanes_at(row, i), count);
     const T* from_mask = mask ? mask + row * mask_row_stride + i * mask_stride : nullptr;
-    return one_by_one({p + row * row_stride + i * stride, stride, 0, from_mask, mask_stride, 0}, count);
+    return one_by_one({p + row * row_stride + i * stride, stride, 0, from_mask, mask_stride, 0, gradient}, count);
   }
   // At most `count` of them.
   Vec<A> up_to(int64_t row, int64_t i, int64_t count) const {

@@ -24,7 +24,8 @@ struct Planes {
   const Gather g;
   const Taps rows, cols;
   int64_t* offset;  // of each tap in the buffer
-  const bool forward = p.pass == Pass::forward, relu = forward && p.activation == Activation::relu;
+  const bool forward = p.pass == Pass::forward;
+  const Activated<A> activation{p};
   const int64_t multiplier = p.group_k(), sources = forward ? 1 : multiplier;
   const PlaneBuffer shape = plane_buffer(g, b.rows, sources, L);
   const PlaneColumns columns{g.cols, cols, shape, L};
@@ -105,7 +106,13 @@ struct Planes {
     if (residual && vectors) value += load_widened(residual);
     if (residual && !vectors)
       for (int64_t l = 0; l < count; ++l) value[l] += widen(residual[l * out.residual_col]);
-    if (relu) value = value <= Vec<A>{} ? Vec<A>{} : value;
+    value = activation.in_registers(value);
+    if (activation.in_memory()) {
+      alignas(kVectorBytes) A run[L];
+      store(run, value);
+      activation.apply(run, L);
+      value = load(run);
+    }
     if constexpr (std::is_same_v<T, A>) {
       if (vectors) return store(y, value);
     }
@@ -135,6 +142,7 @@ struct Planes {
           source.mask_row_stride = g.mask[2];
           source.mask_stride = g.mask[3];
           source.mask_last = mask_last;
+          source.gradient = OutputGradient<A>(p);
         }
         fill_plane<T>(g.rows.src, columns, low, high + 1 - low, buffer + u * shape.rows * shape.pitch, source);
       }
@@ -164,7 +172,7 @@ struct Planes {
                A(0),
                0};
     if (forward && p.residual) out.residual = static_cast<const T*>(operands.aux) + n * rs[0] + to * rs[1];
-    if (forward && p.bias) out.bias = widen(static_cast<const T*>(operands.bias)[to]);
+    if (p.bias) out.bias = widen(static_cast<const T*>(operands.bias)[to]);
     const int64_t width = g.cols.out;
     if (out.row == width && out.col == 1 && (!out.residual || out.residual_row == width)) out.end = row1 * width;
     if (staging) {
@@ -183,7 +191,7 @@ struct Planes {
           sum<M>(buffer + (i - row0) * g.rows.step * shape.pitch + at, weight, acc);
         else
           for (int m = 0; m < M; ++m) acc[m] = Vec<A>{};
-        const bool plain = std::is_same_v<T, A> && out.col == 1 && !out.residual &&
+        const bool plain = std::is_same_v<T, A> && out.col == 1 && !out.residual && !activation.in_memory() &&
                            (at + L <= width || (i + M - 1) * out.row + at + L <= out.end);
         if constexpr (std::is_same_v<T, A>) {
           if (plain) {
@@ -191,8 +199,7 @@ struct Planes {
 #pragma GCC unroll 8
             for (int m = 0; m < M; ++m) {
               acc[m] += out.bias;
-              if (relu) acc[m] = acc[m] <= Vec<A>{} ? Vec<A>{} : acc[m];
-              store(y + m * out.row, acc[m]);
+              store(y + m * out.row, activation.in_registers(acc[m]));
             }
             continue;
           }

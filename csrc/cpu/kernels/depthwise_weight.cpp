@@ -140,8 +140,8 @@ struct ByChannels {
       const T* mask = p.has_aux() ? static_cast<const T*>(operands.aux) + n * g.residual[0] + lane0 * g.residual[1]
                                   : nullptr;
       source_rows.pack(ChannelBand<T>{x, g.src, nullptr, {}, g.cols.src, lane1 - lane0, p.group_k(), lane0}, x_band);
-      ChannelBand<T>{dy, g.dst, mask, g.residual, g.cols.out, lane1 - lane0, 1, lane0}.pack_rows(row0, row1 - row0,
-                                                                                                 y_band);
+      ChannelBand<T>{dy, g.dst, mask, g.residual, g.cols.out, lane1 - lane0, 1, lane0, OutputGradient<A>(p)}
+          .pack_rows(row0, row1 - row0, y_band);
     }
     Block block{x_rows, y_band, W, W, g.cols.out * W, 0, 0, 0, 0};
     if constexpr (std::is_same_v<T, A>) {
@@ -274,6 +274,7 @@ struct ByPlanes {
           from.mask_row_stride = g.residual[2];
           from.mask_stride = g.residual[3];
           from.mask_last = mask_last;
+          from.gradient = OutputGradient<A>(p);
         }
         for (int64_t i = row0; i < row1; ++i)
           for (int64_t j = 0; j < width; j += L)

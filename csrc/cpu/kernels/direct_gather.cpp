@@ -136,6 +136,7 @@ struct GatherRun {
           reader.mask = mask + row * g.mask[2] + column * g.mask[3];
           reader.mask_si = step * g.mask[3];
           reader.mask_sj = g.mask[1];
+          reader.gradient = OutputGradient<A>(p);
         }
         if (end > begin)
           pack(reader, end - begin, g.channels, [&](int64_t c) { return packed + c * pitch + begin; });
@@ -143,7 +144,7 @@ struct GatherRun {
     }
 
     Epilogue<T> epilogue;
-    epilogue.relu = forward && p.activation == Activation::relu;
+    epilogue.activation = Activated<A>(p);
     T* dst = static_cast<T*>(forward ? operands.y : operands.x) + n * g.dst[0] + group * g.group_dst * g.dst[1];
     const T* residual = p.residual && forward ? static_cast<const T*>(operands.aux) + n * g.residual[0] +
                                                     group * g.group_dst * g.residual[1]
@@ -154,7 +155,7 @@ struct GatherRun {
     for (int64_t block = block0; block < block1; ++block) {
       const int64_t filters = smaller(W, g.filters - block * W);
       const A* w = filter + (group * blocks + block) * taps * g.channels * W;
-      if (forward && p.bias)
+      if (p.bias)
         epilogue.load_bias(static_cast<const T*>(operands.bias) + group * g.filters + block * W, filters);
       for (int64_t i = row0; i < row1; ++i) {
         TileWalk walk{0, scratch.x_offset, scratch.w_offset, g.channels, pitch, W};

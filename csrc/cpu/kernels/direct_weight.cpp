@@ -88,6 +88,7 @@ struct WeightRun {
         reader.mask = mask + row * p.aux_strides[2];
         reader.mask_si = p.aux_strides[1];
         reader.mask_sj = p.aux_strides[3];
+        reader.gradient = OutputGradient<A>(p);
       }
       pack(reader, filters, cols, [&](int64_t q) { return packed + q * W; });
       if (bias) {  // a row's sum first: fewer roundings against a large running sum

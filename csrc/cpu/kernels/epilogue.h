@@ -2,6 +2,7 @@
 // on the CPU that knows what an epilogue is.
 #pragma once
 
+#include "activation.h"
 #include "pack.h"
 #include "tile.h"
 
@@ -20,7 +21,7 @@ struct TileOutput {
 template <class T>
 struct Epilogue {
   using A = Compute<T>;
-  bool relu = false;
+  Activated<A> activation;
   bool has_bias = false;
   A bias[kTileWidth<A>] = {};  // of the current filter block
 
@@ -30,7 +31,7 @@ struct Epilogue {
     for (int64_t l = 0; l < kTileWidth<A>; ++l) bias[l] = l < filters ? widen(from[l]) : A(0);
   }
 
-  // acc is [rows][kTileWidth]; a residual is added to it in place.
+  // acc is [rows][kTileWidth]; a residual is added to it in place, and an activation beyond ReLU done there.
   void write(A* acc, int64_t rows, int64_t filters, const TileOutput<T>& out) const {
     constexpr int W = kTileWidth<A>, L = kLanes<A>;
     if (out.residual) {
@@ -40,17 +41,25 @@ struct Epilogue {
               (has_bias ? bias[l] : A(0)) +
               widen(out.residual[m * out.residual_pixel_stride + l * out.residual_filter_stride]);
     }
+    bool add_bias = has_bias && !out.residual;  // with a residual it is in acc already
+    if (activation.in_memory()) {
+      if (add_bias)
+        for (int64_t m = 0; m < rows; ++m)
+          for (int l = 0; l < W; ++l) acc[m * W + l] += bias[l];
+      add_bias = false;
+      activation.apply(acc, rows * W);
+    }
     if (out.filter_stride == 1) {
       for (int64_t m = 0; m < rows; ++m) {
         T* y = out.y + m * out.pixel_stride;
-        for (int v = 0; v < kTileVectors; ++v) store_some(y + v * L, finished(acc, m, v, out), filters - v * L);
+        for (int v = 0; v < kTileVectors; ++v) store_some(y + v * L, finished(acc, m, v, add_bias), filters - v * L);
       }
     } else if (out.pixel_stride == 1) {
-      write_planes(acc, rows, filters, out);
+      write_planes(acc, rows, filters, add_bias, out);
     } else {
       for (int64_t m = 0; m < rows; ++m)
         for (int v = 0; v < kTileVectors; ++v) {
-          const Vec<A> value = finished(acc, m, v, out);
+          const Vec<A> value = finished(acc, m, v, add_bias);
           for (int64_t l = 0; l < L && v * L + l < filters; ++l)
             out.y[m * out.pixel_stride + (v * L + l) * out.filter_stride] = narrow<T>(static_cast<A>(value[l]));
         }
@@ -59,18 +68,11 @@ struct Epilogue {
 
  private:
   // Vector v of pixel m with bias and activation applied, in registers: one pass over the tile.
-  Vec<A> finished(const A* acc, int64_t m, int v, const TileOutput<T>& out) const {
+  Vec<A> finished(const A* acc, int64_t m, int v, bool add_bias) const {
     constexpr int L = kLanes<A>;
     Vec<A> value = load(acc + m * kTileWidth<A> + v * L);
-    if (has_bias && !out.residual) value += load(bias + v * L);  // with a residual it is in acc already
-    if (!relu) return value;
-    if constexpr (std::is_integral_v<A>) {
-      Vec<A> r = value;
-      for (int l = 0; l < L; ++l) r[l] = FASTCONV_ISA::relu(static_cast<A>(value[l]));
-      return r;
-    } else {
-      return value <= A(0) ? Vec<A>{} : value;
-    }
+    if (add_bias) value += load(bias + v * L);
+    return activation.in_registers(value);
   }
 
   static void store_some(T* y, const Vec<A>& value, int64_t count) {
@@ -87,7 +89,7 @@ struct Epilogue {
 
   // Pixels are contiguous: turn the tile so that each filter's pixels are stored together. Register transposes write
   // whole vectors into a scratch row; at 14 x 32 that halves the cost of this step against a scalar loop.
-  void write_planes(const A* acc, int64_t rows, int64_t filters, const TileOutput<T>& out) const {
+  void write_planes(const A* acc, int64_t rows, int64_t filters, bool add_bias, const TileOutput<T>& out) const {
     constexpr int W = kTileWidth<A>, L = kLanes<A>;
     constexpr int R = (kTileHeight + L - 1) / L * L;
     A turned[W][R];
@@ -95,7 +97,7 @@ struct Epilogue {
       for (int v = 0; v < kTileVectors; ++v) {
         Vec<A> block[L];
 #pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) block[i] = m + i < rows ? finished(acc, m + i, v, out) : Vec<A>{};
+        for (int i = 0; i < L; ++i) block[i] = m + i < rows ? finished(acc, m + i, v, add_bias) : Vec<A>{};
         transpose_registers<A>(block);
 #pragma GCC unroll 16
         for (int i = 0; i < L; ++i) store(&turned[v * L + i][m], block[i]);

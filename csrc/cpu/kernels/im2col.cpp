@@ -95,7 +95,7 @@ struct Forward {
     A* sums = own.take<A>(b.sum_values);
     const int64_t pitch = pitch_of<A>(m1 - m0), parts = tile_parts(m1 - m0), zero_offset = 0;
     Epilogue<T> epilogue;
-    epilogue.relu = p.activation == Activation::relu;
+    epilogue.activation = Activated<A>(p);
     int64_t k0 = 0;
     do {
       const int64_t k1 = smaller(k0 + b.depth, depth);
@@ -172,6 +172,7 @@ struct GradInput {
         reader.mask = mask + cols.begin * ms[3];
         reader.mask_si = ms[3];
         reader.mask_sj = ms[1];
+        reader.gradient = OutputGradient<A>(p);
       }
       A* to = packed + (i - rows.begin) * (cols.end - cols.begin);
       pack(reader, cols.end - cols.begin, f1 - f0, [&](int64_t f) { return to + f * pitch; });
@@ -238,17 +239,19 @@ struct GradInput {
     for (int64_t r = 0; r < p.r; ++r)
       for (int64_t s = 0; s < p.s; s += b.row_taps) add_taps(part, r, s, s + b.row_taps, packed, planes);
 
-    const Epilogue<T> epilogue;
+    Epilogue<T> epilogue;
     const Strides4& xs = p.x_strides;
     const int64_t width = part.col1 - part.col0;
     for (int64_t block = part.block0; block < part.block1; ++block) {
       A* plane = planes + (block - part.block0) * part.pixels() * W;
-      T* x = static_cast<T*>(operands.x) + part.n * xs[0] + (part.group * p.group_c() + block * W) * xs[1];
+      const int64_t first = part.group * p.group_c() + block * W, lanes = smaller(W, p.group_c() - block * W);
+      T* x = static_cast<T*>(operands.x) + part.n * xs[0] + first * xs[1];
+      if (p.bias) epilogue.load_bias(static_cast<const T*>(operands.bias) + first, lanes);
       for (int64_t m = 0; m < part.pixels(); m += kTileHeight) {
         for (int64_t piece = m; piece < smaller(m + kTileHeight, part.pixels());) {
           const int64_t row = piece / width, col = piece % width;
           const int64_t count = smaller(smaller(m + kTileHeight, part.pixels()) - piece, width - col);
-          epilogue.write(plane + piece * W, count, smaller(W, p.group_c() - block * W),
+          epilogue.write(plane + piece * W, count, lanes,
                          TileOutput<T>{x + (part.row0 + row) * xs[2] + (part.col0 + col) * xs[3], xs[3], xs[1]});
           piece += count;
         }

@@ -61,6 +61,7 @@ struct GradWeight {
         reader.mask = static_cast<const T*>(operands.aux) + n * ms[0] + first * ms[1] + i * ms[2] + j * ms[3];
         reader.mask_si = ms[1];
         reader.mask_sj = width == 1 ? ms[2] : ms[3];
+        reader.gradient = OutputGradient<A>(p);
       }
       A* to = packed + (m - m0) * W;
       pack(reader, filters, count, [&](int64_t pixel) { return to + pixel * W; });

@@ -44,7 +44,8 @@ struct Order {
   static Vec<E> enter(Vec<E> v) { return v; }
   static Vec<E> leave(Vec<E> v) { return v; }
   static constexpr E lowest_key() { return lowest(); }
-  static Vec<E> max(Vec<E> best, Vec<E> v) {
+  template <class V>  // vectors or values
+  static V max(V best, V v) {
     if constexpr (is_float) {
       return ((v > best) | (v != v)) ? v : best;
     } else {
@@ -90,7 +91,10 @@ struct Order16 {
   }
   static V leave(V key) { return key ^ ((key >> 15) & kNaN); }
   static constexpr E lowest_key() { return static_cast<E>(lowest() ^ kNaN); }
-  static V max(V best, V key) { return key > best ? key : best; }
+  template <class Keys>  // vectors or values
+  static Keys max(Keys best, Keys key) {
+    return key > best ? key : best;
+  }
 };
 template <>
 struct Order<f16> : Order16<0x7c00> {};

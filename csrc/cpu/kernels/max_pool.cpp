@@ -15,7 +15,10 @@ struct MaxOfValues {
   using E = typename M::E;
   static constexpr E identity() { return M::lowest_key(); }
   static Vec<E> load(const T* p) { return M::enter(cpu::FASTCONV_ISA::load(p)); }
-  static Vec<E> combine(Vec<E> best, Vec<E> v) { return M::max(best, v); }
+  template <class V>
+  static V combine(V best, V v) {
+    return M::max(best, v);
+  }
   void begin_row(int64_t) {}
   Vec<E> finish_row(Vec<E> v, int64_t) const { return v; }
   Vec<E> finish(Vec<E> v, int64_t, int64_t) const { return v; }
@@ -167,15 +170,15 @@ void planes(const PoolPlan& plan, const PoolOperands& operands, const Threads& t
       const E* x = static_cast<const E*>(operands.x) + n * d.x_strides[0] + c * d.x_strides[1];
       E* y = static_cast<E*>(operands.y) + n * d.y_strides[0] + c * d.y_strides[1];
       for (int64_t p = share.row; p < share.row_end; ++p) {
-        const int64_t r_first = rows.first(p), r_last = rows.last(p);
+        const int64_t r_first = rows.first(p), r_last = rows.last(p), top = rows.start(p);
         for (int64_t q = 0; q < d.q; ++q) {
-          const int64_t s_first = columns.first(q), s_last = columns.last(q);
+          const int64_t s_first = columns.first(q), s_last = columns.last(q), left = columns.start(q);
           E best = M::lowest();
           int64_t code = r_first < r_last && s_first < s_last ? r_first * d.s + s_first : -1;
           for (int64_t r = r_first; r < r_last; ++r) {
-            const E* row = x + (rows.start(p) + r * rows.dilation) * d.x_strides[2];
+            const E* row = x + (top + r * rows.dilation) * d.x_strides[2];
             for (int64_t s = s_first; s < s_last; ++s) {
-              const E v = row[(columns.start(q) + s * columns.dilation) * d.x_strides[3]];
+              const E v = row[(left + s * columns.dilation) * d.x_strides[3]];
               if (!M::wins(v, best)) continue;
               best = v;
               code = r * d.s + s;
@@ -202,6 +205,8 @@ void forward(const PoolPlan& plan, const PoolOperands& operands, void* workspace
   if constexpr (kHasVectors<T>) {
     const auto path = static_cast<PoolPath>(plan.detail[kPath]);
     const bool values_only = plan.problem.offset_bytes == 0;
+    if (path == PoolPath::rows && plan.problem.adaptive)
+      return forward_adaptive_rows(plan, MaxOfValues<M>{}, operands, workspace, threads);
     if (path == PoolPath::rows)
       return values_only ? forward_rows(plan, MaxOfValues<M>{}, operands, workspace, threads)
                          : rows_with_offsets<M>(plan, operands, workspace, threads);

@@ -159,7 +159,7 @@ void scatter(const PoolPlan& plan, const PoolOperands& operands, void* workspace
         const O* const codes = offsets + p * d.offset_strides[2];
         const Targets targets(taps, d, rows, p);
         const int64_t row = rows.start(p) * step_h;
-        if (count == 1) {
+        if (count == 1 && !d.adaptive) {
           scatter_run(targets, d.q, codes, d.offset_strides[3], from, d.y_strides[3], sums, row - columns.pad * step_w,
                       columns.stride * step_w, -columns.pad, columns.stride);
         } else {

@@ -72,16 +72,6 @@ inline bf16 narrow<bf16>(float v) {  // round to nearest, ties to even; NaN stay
   return bf16{static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
-// NaN passes, as in torch.
-template <class A>
-inline A relu(A v) {
-  return v <= A(0) ? A(0) : v;
-}
-template <>
-inline uint64_t relu<uint64_t>(uint64_t v) {
-  return static_cast<int64_t>(v) <= 0 ? 0 : v;
-}
-
 template <class A>
 struct VectorOf {
   typedef A type __attribute__((vector_size(kVectorBytes)));

@@ -3,7 +3,7 @@
 
 #include <utility>
 
-#include "numeric.h"
+#include "activation.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
@@ -20,8 +20,8 @@ inline Vec<Compute<T>> load_widened(const T* p) {
   }
 }
 
-// A strided matrix of T read as Compute<T>: element (i, j). With a mask (the output of a ReLU, same shape, own strides)
-// values where mask <= 0 read as zero; NaN in the mask lets the value pass, as in torch.
+// A strided matrix of T read as Compute<T>: element (i, j). With a mask (the output of an
+// activation, same shape, own strides) the values are gradients of that output, and read as those of its input.
 template <class T>
 struct Reader {
   using A = Compute<T>;
@@ -29,12 +29,12 @@ struct Reader {
   int64_t si, sj;
   const T* mask = nullptr;
   int64_t mask_si = 0, mask_sj = 0;
+  OutputGradient<A> gradient{};
 
   A at(int64_t i, int64_t j) const {
     const A v = widen(p[i * si + j * sj]);
     if (!mask) return v;
-    const A m = widen(mask[i * mask_si + j * mask_sj]);
-    return is_zeroed(m) ? A(0) : v;
+    return gradient.one(v, widen(mask[i * mask_si + j * mask_sj]));
   }
   bool contiguous_i() const { return si == 1 && (!mask || mask_si == 1); }
   bool contiguous_j() const { return sj == 1 && (!mask || mask_sj == 1); }
@@ -42,21 +42,7 @@ struct Reader {
   Vec<A> lanes_at(int64_t i, int64_t j) const {
     const Vec<A> v = load_widened(p + i * si + j * sj);
     if (!mask) return v;
-    const Vec<A> m = load_widened(mask + i * mask_si + j * mask_sj);
-    if constexpr (std::is_integral_v<T>) {
-      Vec<A> r = v;
-      for (int l = 0; l < kLanes<A>; ++l) r[l] = is_zeroed(m[l]) ? A(0) : v[l];
-      return r;
-    } else {
-      return m <= A(0) ? Vec<A>{} : v;
-    }
-  }
-  static bool is_zeroed(A m) {
-    if constexpr (std::is_integral_v<A>) {
-      return static_cast<int64_t>(m) <= 0;
-    } else {
-      return m <= A(0);
-    }
+    return gradient(v, load_widened(mask + i * mask_si + j * mask_sj));
   }
 };
 

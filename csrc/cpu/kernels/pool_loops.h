@@ -105,8 +105,28 @@ inline void in_channel_blocks(int64_t channels, Block&& block) {
 // times as long without. 2, 8 and 16 KB are slower by 5 to 25 %.
 constexpr int64_t kAheadBytes = 4096;
 
-// Op: T (stored), E (computed in), identity(), load(const T*) -> Vec<E>, combine(Vec<E>, Vec<E>), begin_row(p),
-// finish_row(Vec<E>, q), finish(Vec<E>, p, q), store(T*, Vec<E>).
+// Op: T (stored), E (computed in), identity(), load(const T*) -> Vec<E>, combine() of vectors and of values,
+// begin_row(p), finish_row(Vec<E>, q), finish(Vec<E>, p, q), store(T*, Vec<E>).
+
+// A vector of columns, combined over `taps` rows that are `step` elements apart.
+template <class Op, class T>
+inline Vec<typename Op::E> reduce_rows(const Op& op, const T* from, int64_t taps, int64_t step, const T* x_end) {
+  constexpr int L = kLanes<typename Op::E>;
+  if (from + (taps - 1) * step + L <= x_end) {
+    auto v = op.load(from);
+    __builtin_prefetch(from + kAheadBytes / sizeof(T));
+    for (int64_t r = 1; r < taps; ++r) {
+      v = Op::combine(v, op.load(from + r * step));
+      __builtin_prefetch(from + r * step + kAheadBytes / sizeof(T));
+    }
+    return v;
+  }
+  const auto load_x = [&](const T* p) { return op.load(p); };
+  auto v = load_until<T, L>(from, x_end, load_x);
+  for (int64_t r = 1; r < taps; ++r) v = Op::combine(v, load_until<T, L>(from + r * step, x_end, load_x));
+  return v;
+}
+
 template <class Op>
 inline void forward_rows(const PoolPlan& plan, Op op, const PoolOperands& operands, void* workspace,
                          const Threads& threads) {
@@ -138,22 +158,8 @@ inline void forward_rows(const PoolPlan& plan, Op op, const PoolOperands& operan
         if (taps <= 0) {
           fill(reduced, phases.slots * phases.pitch, Op::identity());
         } else {
-          spread(columns, phases, Op::identity(), linear, reduced, [&](int64_t w) {
-            const T* from = top + w;
-            if (from + (taps - 1) * step + L <= x_end) {
-              Vec<E> v = Op::load(from);
-              __builtin_prefetch(from + kAheadBytes / sizeof(T));
-              for (int64_t r = 1; r < taps; ++r) {
-                v = Op::combine(v, Op::load(from + r * step));
-                __builtin_prefetch(from + r * step + kAheadBytes / sizeof(T));
-              }
-              return v;
-            }
-            Vec<E> v = load_until<T, L>(from, x_end, Op::load);
-            for (int64_t r = 1; r < taps; ++r)
-              v = Op::combine(v, load_until<T, L>(from + r * step, x_end, Op::load));
-            return v;
-          });
+          spread(columns, phases, Op::identity(), linear, reduced,
+                 [&](int64_t w) { return reduce_rows(op, top + w, taps, step, x_end); });
         }
         row_op.begin_row(p);
         T* to = y + (unit * d.p + p) * d.q;
@@ -175,6 +181,56 @@ inline void forward_rows(const PoolPlan& plan, Op op, const PoolOperands& operan
   });
 }
 
+// The same for adaptive windows. Along a row those have no common stride, so there the reduced row is combined value by
+// value: about R W / lanes + W steps for a row of outputs.
+template <class Op>
+inline void forward_adaptive_rows(const PoolPlan& plan, Op op, const PoolOperands& operands, void* workspace,
+                                  const Threads& threads) {
+  using T = typename Op::T;
+  using E = typename Op::E;
+  constexpr int L = kLanes<E>;
+  const PoolProblem& d = plan.problem;
+  const Axis rows = vertical(d), columns = horizontal(d);
+  int64_t* const begin = static_cast<int64_t*>(workspace) + d.s + d.q + kMargin;  // after the divisors of columns
+  int64_t* const end = begin + d.q;
+  for (int64_t q = 0; q < d.q; ++q) {
+    begin[q] = columns.start(q);
+    end[q] = begin[q] + columns.last(q);
+  }
+  const T* x = static_cast<const T*>(operands.x);
+  const T* x_end = end_of(x, d, true, d.x_strides);
+
+  parallel_tasks(threads, tasks_of(plan), [&](int thread, int64_t task) {
+    const Share share = share_of(plan, task);
+    E* const reduced = scratch_of<E>(plan, workspace, thread);
+    E* const combined = reduced + d.w + kMargin;
+    Op row_op = op;
+    T* const y = static_cast<T*>(operands.y);
+    const T* const y_end = y + ((share.unit_end - 1) * d.p + share.row_end) * d.q;
+    for (int64_t unit = share.unit; unit < share.unit_end; ++unit) {
+      const T* plane = x + unit / d.c * d.x_strides[0] + unit % d.c * d.x_strides[1];
+      for (int64_t p = share.row; p < share.row_end; ++p) {
+        const T* const top = plane + rows.start(p) * d.x_strides[2];
+        const int64_t taps = rows.last(p);
+        if (taps <= 0) fill(reduced, d.w, Op::identity());  // an input without rows
+        for (int64_t w = 0; w < d.w && taps > 0; w += L)
+          store(reduced + w, reduce_rows(op, top + w, taps, d.x_strides[2], x_end));
+        for (int64_t q = 0; q < d.q; ++q) {
+          E v = Op::identity();
+          for (int64_t w = begin[q]; w < end[q]; ++w) v = Op::combine(v, reduced[w]);
+          combined[q] = v;
+        }
+        row_op.begin_row(p);
+        T* to = y + (unit * d.p + p) * d.q;
+        for (int64_t q = 0; q < d.q; q += L) {
+          const Vec<E> result = row_op.finish_row(load(combined + q), q);
+          store_until<T, L>(to + q, y_end, [&](T* p) { Op::store(p, result); });
+        }
+      }
+    }
+  });
+}
+
 template <class Op>
 inline void forward_channels(const PoolPlan& plan, Op op, const PoolOperands& operands, const Threads& threads) {
   using T = typename Op::T;
@@ -186,6 +242,7 @@ inline void forward_channels(const PoolPlan& plan, Op op, const PoolOperands& op
   const T* x_end = end_of(x, d, true, d.x_strides);
   const int64_t row_step = rows.dilation * d.x_strides[2], column_step = columns.dilation * d.x_strides[3];
   const bool inside = d.c >= L;  // else vectors run over into the next pixel
+  const auto load_x = [&](const T* p) { return op.load(p); };
 
   parallel_tasks(threads, tasks_of(plan), [&](int, int64_t task) {
     const Share share = share_of(plan, task);
@@ -214,7 +271,7 @@ inline void forward_channels(const PoolPlan& plan, Op op, const PoolOperands& op
               for (int64_t s = 0; s < column_taps; ++s) {
                 const T* tap = from + r * row_step + s * column_step + c;
                 for (int n = 0; n < N; ++n) {
-                  v[n] = Op::combine(v[n], inside ? Op::load(tap + n * L) : load_until<T, L>(tap, x_end, Op::load));
+                  v[n] = Op::combine(v[n], inside ? op.load(tap + n * L) : load_until<T, L>(tap, x_end, load_x));
                 }
               }
             }

@@ -47,6 +47,7 @@ struct WinogradRun {
     s.strides = g.src;
     if (!forward && p.has_aux()) s.mask = static_cast<const T*>(operands.aux) + group * g.group_src * g.mask[1];
     s.mask_strides = g.mask;
+    s.gradient = OutputGradient<float>(p);
     s.height = g.rows.src;
     s.width = g.cols.src;
     s.row_low = lowest_displacement(g.rows);
@@ -63,8 +64,8 @@ struct WinogradRun {
     if (forward && p.residual)
       t.residual = static_cast<const T*>(operands.aux) + group * g.group_dst * g.residual[1];
     t.residual_strides = g.residual;
-    if (forward && p.bias) t.bias = static_cast<const T*>(operands.bias) + group * g.filters;
-    t.relu = forward && p.activation == Activation::relu;
+    if (p.bias) t.bias = static_cast<const T*>(operands.bias) + group * g.filters;
+    t.activation = Activated<float>(p);
     t.height = g.rows.out;
     t.width = g.cols.out;
     t.filters = g.filters;

@@ -26,6 +26,7 @@ struct TileSource {
   const T* mask;
   Strides4 mask_strides;
   int64_t height, width, row_low, col_low, channels;
+  OutputGradient<float> gradient{};
 };
 
 // `count` <= lanes values that are contiguous along j, starting at (i, j), masked.
@@ -35,7 +36,7 @@ inline Lanes read_part(const Reader<T>& reader, int64_t i, int64_t j, int64_t co
   if constexpr (sizeof(T) == sizeof(float)) {
     const Lanes v = load_part(reader.p + i * reader.si + j, count);
     if (!reader.mask) return v;
-    return load_part(reader.mask + i * reader.mask_si + j, count) <= 0.0f ? Lanes{} : v;
+    return reader.gradient(v, load_part(reader.mask + i * reader.mask_si + j, count));
   } else {
     float values[kLanes<float>] = {};
     for (int64_t l = 0; l < count; ++l) values[l] = reader.at(i, j + l);
@@ -150,6 +151,7 @@ inline void transform_tiles(const TileSource<T>& s, const Segment& segment, int6
       readers[i].mask = mask + row * s.mask_strides[2];
       readers[i].mask_si = s.mask_strides[1];
       readers[i].mask_sj = s.mask_strides[3];
+      readers[i].gradient = s.gradient;
     }
   }
   if (s.strides[3] == 1 && (!mask || s.mask_strides[3] == 1) && s.strides[1] != 1) {

@@ -17,7 +17,7 @@ struct TileTarget {
   const T* residual;
   Strides4 residual_strides;
   const T* bias;
-  bool relu;
+  Activated<float> activation;
   int64_t height, width, filters;
 };
 
@@ -39,13 +39,12 @@ FASTCONV_INLINE void inverse(const float* from, int64_t stride, Lanes (&y)[F::ou
   for (int i = 0; i < M; ++i) synthesise<F>(half[i], y[i]);
 }
 
-FASTCONV_INLINE Lanes relu_lanes(Lanes v, bool relu) { return relu ? (v <= 0.0f ? Lanes{} : v) : v; }
-
 // Lanes along filters, contiguous in the output; L of them.
 template <class F>
 inline void write_filters(const float* sums, int64_t stride, int64_t sum_step, const Segment& segment, Lanes bias,
-                          bool relu, float* y, int64_t row_stride, int64_t col_stride, const float* residual,
-                          int64_t residual_row, int64_t residual_col, int64_t rows, int64_t cols) {
+                          Activated<float> activation, float* y, int64_t row_stride, int64_t col_stride,
+                          const float* residual, int64_t residual_row, int64_t residual_col, int64_t rows,
+                          int64_t cols) {
   constexpr int M = F::outputs;
   for (int64_t t = 0; t < segment.count; ++t) {
     Lanes tile[M][M];
@@ -56,7 +55,7 @@ inline void write_filters(const float* sums, int64_t stride, int64_t sum_step, c
       for (int i = 0; i < M; ++i)
 #pragma GCC unroll 8
         for (int j = 0; j < M; ++j)
-          store(to + i * row_stride + j * col_stride, relu_lanes(tile[i][j] + bias, relu));
+          store(to + i * row_stride + j * col_stride, activation.in_registers(tile[i][j] + bias));
       continue;
     }
     float spill[M * M * kLanes<float>];
@@ -68,16 +67,19 @@ inline void write_filters(const float* sums, int64_t stride, int64_t sum_step, c
       for (int j = 0; j < M && j < cols - t * M; ++j) {
         Lanes v = load(spill + (i * M + j) * kLanes<float>);
         if (residual) v += load(residual + i * residual_row + (t * M + j) * residual_col);
-        store(to + i * row_stride + j * col_stride, relu_lanes(v, relu));
+        store(to + i * row_stride + j * col_stride, activation.in_registers(v));
       }
   }
+  if (activation.in_memory())
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < cols; ++j) activation.apply(y + i * row_stride + j * col_stride, kLanes<float>);
 }
 
 // Pixels of one row, [cols][L], to a row of contiguous pixels for each filter. Each filter's row is written at once,
 // because the planes' lines often share a set of the first-level cache.
 template <class T>
-inline void write_planes(const float* pixels, int64_t filters, int64_t cols, bool relu, T* y, int64_t filter_stride,
-                         const T* residual, int64_t residual_filter) {
+inline void write_planes(const float* pixels, int64_t filters, int64_t cols, Activated<float> activation, T* y,
+                         int64_t filter_stride, const T* residual, int64_t residual_filter) {
   constexpr int L = kLanes<float>;
   constexpr int64_t pitch = winograd::kSegmentPixels;
   alignas(64) float rows[L * pitch];
@@ -90,25 +92,30 @@ inline void write_planes(const float* pixels, int64_t filters, int64_t cols, boo
     for (int l = 0; l < L; ++l) store(rows + l * pitch + j, block[l]);
   }
   for (int64_t l = 0; l < filters; ++l) {
-    const float* from = rows + l * pitch;
+    float* from = rows + l * pitch;
     T* to = y + l * filter_stride;
-    const T* more = residual + (residual ? l * residual_filter : 0);
+    const T* more = residual ? residual + l * residual_filter : nullptr;
+    if (activation.in_memory()) {
+      for (int64_t j = 0; more && j < cols; ++j) from[j] += widen(more[j]);
+      activation.apply(from, cols);
+      more = nullptr;
+    }
     if constexpr (sizeof(T) == sizeof(float)) {
       for (int64_t j = 0; j < cols; j += L) {
         const int64_t count = smaller(L, cols - j);
         Lanes v = load(from + j);
         if (count == L) {
-          if (residual) v += load(more + j);
-          store(to + j, relu_lanes(v, relu));
+          if (more) v += load(more + j);
+          store(to + j, activation.in_registers(v));
         } else {
-          if (residual) v += load_part(more + j, count);
-          store_part(to + j, relu_lanes(v, relu), count);
+          if (more) v += load_part(more + j, count);
+          store_part(to + j, activation.in_registers(v), count);
         }
       }
     } else {
       for (int64_t j = 0; j < cols; ++j) {
-        const float v = residual ? from[j] + widen(more[j]) : from[j];
-        to[j] = narrow<T>(relu ? FASTCONV_ISA::relu(v) : v);
+        const float v = more ? from[j] + widen(more[j]) : from[j];
+        to[j] = narrow<T>(activation.relu() && v <= 0.0f ? 0.0f : v);
       }
     }
   }
@@ -134,7 +141,7 @@ inline void transform_output(const TileTarget<T>& target, const Segment& segment
                                              left * rs[3];
   if constexpr (sizeof(T) == sizeof(float)) {
     if (ys[1] == 1 && filters == L && (!residual || rs[1] == 1))
-      return write_filters<F>(sums, stride, sum_step, segment, bias, target.relu, y, ys[2], ys[3], residual, rs[2],
+      return write_filters<F>(sums, stride, sum_step, segment, bias, target.activation, y, ys[2], ys[3], residual, rs[2],
                               rs[3], rows, cols);
   }
   constexpr int64_t pitch = winograd::kSegmentPixels;
@@ -149,7 +156,7 @@ inline void transform_output(const TileTarget<T>& target, const Segment& segment
   for (int64_t i = 0; i < rows; ++i) {
     const float* from = pixels + i * pitch * L;
     if (ys[3] == 1 && (!residual || rs[3] == 1)) {
-      write_planes<T>(from, filters, cols, target.relu, y + i * ys[2], ys[1],
+      write_planes<T>(from, filters, cols, target.activation, y + i * ys[2], ys[1],
                       residual ? residual + i * rs[2] : nullptr, rs[1]);
       continue;
     }
@@ -162,7 +169,8 @@ inline void transform_output(const TileTarget<T>& target, const Segment& segment
         for (int64_t l = 0; l < filters; ++l) values[l] = widen(residual[i * rs[2] + j * rs[3] + l * rs[1]]);
         v += load(values);
       }
-      store(values, relu_lanes(v, target.relu));
+      store(values, target.activation.in_registers(v));
+      if (target.activation.in_memory()) target.activation.apply(values, filters);
       if (whole) {  // a loop of constant length and stride, to be vectorised
         for (int l = 0; l < L; ++l) to[l] = narrow<T>(values[l]);
       } else {

@@ -56,7 +56,8 @@ struct WinogradWeight {
             p.q(),
             0,
             0,
-            smaller(filters, part.block1 * W) - part.block0 * W};
+            smaller(filters, part.block1 * W) - part.block0 * W,
+            OutputGradient<float>(p)};
   }
   static TiledTensor tiled_source(const TileSource<T>& s, int64_t extent) {
     TiledTensor t = tiled(s.p, s.strides);

@@ -2,6 +2,7 @@
 // The names and signatures are those of the compiler's interface (gcc/tsan.cc, compiler-rt/lib/tsan/rtl/tsan_interface.h).
 #include <cstring>
 
+#include "../observer.h"
 #include "checker.h"
 #include "shadow.h"
 
@@ -25,6 +26,10 @@ inline void access(const void* address, int64_t bytes, bool write, const void* i
 }
 
 }  // namespace
+
+void observer::read(const void* address, int64_t bytes, const void* instruction) {
+  access(address, bytes, false, instruction);
+}
 
 #define FASTCONV_HERE __builtin_return_address(0)
 extern "C" {

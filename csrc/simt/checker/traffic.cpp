@@ -2,7 +2,8 @@
 //
 // Lanes run one after the other here, so what a warp does at once on a GPU has to be put together again: the k-th
 // execution of one instruction since the last barrier, over the lanes of a warp, is one request. That is exact as long as
-// lanes take the same path; where they diverge, requests are joined that hardware would split.
+// lanes take the same path; where they diverge, requests are joined that hardware would split. ldmatrix is a read of 16
+// bytes by each lane that gives a row's address: the 8 rows of a matrix are then what is served at once.
 #include <algorithm>
 #include <array>
 #include <map>
