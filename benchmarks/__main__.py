@@ -114,7 +114,7 @@ def _add_run_options(run, network):
         "--algorithms", type=_names, default=["auto"], metavar="NAME,...", help="auto (default), rows to force, or all"
     )
     option("--peers", type=_names, default=["torch"], metavar="NAME,...", help="torch (default), others, or all")
-    option("--accuracy", choices=("torch", "fast", "fastest"), default="torch", help="fastconv's class (default torch)")
+    option("--accuracy", choices=("torch", "fast", "fastest"), help="fastconv's class (default: its own)")
     option("--layers", type=_names, metavar="NAME,...", help="only these layers of the network, not the whole")
     option("--runs", type=_positive(int), default=5, help="least number of rounds of a measurement (default 5)")
     option("--min-time", type=_positive(float), default=1.0, metavar="SECONDS", help="least time per case (default 1)")

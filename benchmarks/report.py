@@ -102,6 +102,8 @@ def _notes(bench):
         "error: max |y - reference| / max |reference|, the reference being torch in float64; verified before timing: "
         "at most twice torch's own error in the same layout + one rounding. Linear layers run in torch on both sides.",
     ]
+    if bench.left_out and not bench.arguments.layers:
+        notes.append(f"Not measured apart, only in the whole network: {', '.join(bench.left_out)}.")
     if any(row.case.direction == "train" for row in bench.rows):
         notes.append(
             "Training: FLOPs and bytes of all passes; output gradients are normal noise, zero where ReLU's kink is "

@@ -47,6 +47,7 @@ class Bench:
         self.facts, self.peaks, self.peaks_after = None, {}, {}
         self.absent = {}  # peer that was asked for -> why it is not here
         self.interrupted = False
+        self.left_out = []  # layers of kinds that are no cases: parts of the whole network only
         self._listed = []  # cases of everything but networks
         self._sweep = {}
 
@@ -58,6 +59,7 @@ class Bench:
         sources = [arguments.network, arguments.suite, arguments.csv_file, arguments.problem]
         if sum(bool(source) for source in sources) != 1:
             raise BadArgument("name one thing to run: a network, --suite, --problem or --csv-file")
+        arguments.accuracy = arguments.accuracy or fastconv.get_accuracy()
         known = contestants.algorithms()
         arguments.algorithms = list(
             dict.fromkeys(n for name in arguments.algorithms for n in (known if name == "all" else [name]))
@@ -67,8 +69,9 @@ class Bench:
             dict.fromkeys(n for name in arguments.peers for n in (PEERS if name == "all" else [name]))
         )
         self._names("peer", arguments.peers, PEERS)
-        walked = self.network.walk() if self.network else ()
-        layers = [layer.name for layer, _, _ in walked if layer.kind in cases.KINDS]
+        walked = [layer for layer, _, _ in self.network.walk()] if self.network else []
+        layers = [layer.name for layer in walked if layer.kind in cases.KINDS]
+        self.left_out = [layer.name for layer in walked if layer.kind not in cases.KINDS]
         for name in arguments.layers or ():
             if name not in layers:
                 had = f"it has {', '.join(layers)}" if layers else "--layers is for networks"

@@ -23,6 +23,12 @@ PASSES = [(name, direction) for name in PROBLEMS for direction in cases.PASSES
           if name in ("conv", "unequal pads", "plain", "depthwise") or direction != "grad_weight"]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def strictest():
+    with contestants.accuracy("torch"):
+        yield
+
+
 def case_of(name, direction="fwd", dtype="f32"):
     return cases.of_text(PROBLEMS[name].format(dtype=dtype)).replace(direction=direction, layouts=cases.LAYOUTS)
 

@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 
+import fastconv
 import pytest
 import torch
 from benchmarks import contestants, machine, measure, run, whole, writers
@@ -58,6 +59,7 @@ def test_run_verifies_measures_and_writes_everything(tmp_path, capsys, direction
     assert (data["network"], data["image"], data["seed"]) == ("lenet5", "digits", 0)
     assert data["machine"]["torch"] == torch.__version__
     assert data["machine"]["math"]["f32"] == "ieee"
+    assert data["accuracy"] == fastconv.get_accuracy()
     assert data["peaks"]["1"]["flops_per_second"]["f32"] > 1e8
     assert [row["name"] for row in data["rows"]] == ["C1", "S2", "C3", "S4", "C5", "F6", "output"]
     for row in data["rows"]:
