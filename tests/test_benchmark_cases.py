@@ -179,7 +179,7 @@ def test_a_sweep_of_accuracy_classes_does_not_repeat_pools():
 @pytest.mark.parametrize(
     "words, expected",
     [
-        (["bach=1"], "unknown sweep key 'bach'; did you mean batch?"),
+        (["bach=1"], "unknown sweep key 'bach'; did you mean batch"),
         (["batch"], "'batch' is not of the form key=value,value; keys are batch, dtype"),
         (["batch=0"], "batch '0' is not a positive whole number"),
         (["batch=x"], "batch 'x' is not"),

@@ -320,7 +320,7 @@ def test_noise_is_named():
         (["run", "lenet5", "--threads", "1,none"], "invalid"),
         (["run", "--suite", "onednn:shapes_resnet50"], "did you mean onednn:shapes_resnet_50"),
         (["run", "lenet5", "--peers", "tensorflow"], "unknown peer 'tensorflow'; did you mean torch"),
-        (["run", "lenet5", "--sweep", "bach=1"], "unknown sweep key 'bach'; did you mean batch?"),
+        (["run", "lenet5", "--sweep", "bach=1"], "unknown sweep key 'bach'; did you mean batch"),
         (["run", "lenet5", "--sweep", "batch=1,2", "--batch", "2"], "contradict"),
         (["run"], "name one thing to run"),
         (["run", "lenet5", "--suite", "onednn:shapes_vgg_19"], "name one thing to run"),
