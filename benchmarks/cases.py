@@ -121,21 +121,25 @@ def offset_bytes(positions):
     return 1 if positions <= 255 else 2 if positions <= 65535 else 4
 
 
-def of_network(network, model, x, only=None):
-    """The cases of a network's layers, each with the tensors that it sees when `model` (models.build) is given `x`;
-    batch normalisation is folded into its convolution.
+def of_network(network, model, x, only=None, training=False):
+    """The cases of a network's layers, each with the tensors that it sees when `model` (models.build) is given `x`.
+
+    In inference batch normalisation is folded into its convolution. `training` runs the model as a training step does
+    (its running statistics follow), and leaves it in eval mode again.
 
     Layers of other kinds than KINDS (additions, concatenations, ...) are no cases of their own. `only`: names.
     """
-    described = {layer.name: (layer, before) for layer, before, _ in network.walk() if layer.kind in KINDS}
+    described = {layer.name: (layer, before) for layer, before, _ in network.walk(training) if layer.kind in KINDS}
     first = next(iter(described))
     names = [name for name in described if not only or name in only]
     cases = []
+    model.train(training)
     for name, seen in _inputs_of(model, x, names).items():
         layer, before = described[name]
         parameters = models.weight_and_bias(model, name) if layer.kind in ("conv", "linear") else (None, None)
         tensors = (seen, *parameters)
         cases.append(Case(name, network.name, _of_layer(layer, before, len(x)), tensors=tensors, first=name == first))
+    model.eval()
     return cases
 
 

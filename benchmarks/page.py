@@ -96,7 +96,7 @@ def _warnings(data):
     if data["noise"]:
         reasons.append(f"Do not trust these times: {'; '.join(data['noise'])}.")
     if data["interrupted"]:
-        reasons.append("Interrupted: only what was measured until then is shown.")
+        reasons.append("Stopped by an error or interrupted: only what was measured until then is shown.")
     for row in data["rows"]:
         if row["check"].startswith(("failed", "impossible")):
             reasons.append(f"{label(row, data['rows'])}: {row['check']}")

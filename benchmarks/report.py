@@ -278,7 +278,9 @@ def _trust_lines(bench):
     for name in bench.arguments.peers:
         unable = _tally(row.unable.get(name) for row in bench.rows)
         lines += [f"{name} not measured in {n} of {len(bench.rows)} rows: {why}" for why, n in unable.items()]
-    if bench.interrupted:
+    if bench.crash:
+        lines.append("Stopped by an error (below): only what was measured until then is shown.")
+    elif bench.interrupted:
         lines.append("Interrupted: only what was measured until then is shown.")
     reasons = bench.noise()
     if reasons:

@@ -5,9 +5,9 @@ peers.py) are the sides; trial.py verifies and measures; report.py and writers.p
 views.
 """
 
-import contextlib
 import pathlib
 import sys
+import traceback
 from dataclasses import dataclass
 
 import fastconv
@@ -46,7 +46,7 @@ class Bench:
         self.rows, self.whole = [], []
         self.facts, self.peaks, self.peaks_after = None, {}, {}
         self.absent = {}  # peer that was asked for -> why it is not here
-        self.interrupted = False
+        self.interrupted, self.crash = False, None  # the crash: a traceback
         self.left_out = []  # layers of kinds that are no cases: parts of the whole network only
         self._listed = []  # cases of everything but networks
         self._sweep = {}
@@ -116,19 +116,29 @@ class Bench:
         self.facts = machine.facts(fastconv, fastconv.ops.extension())
         self.facts["peers"] = {name: PEERS[name].version() for name in self._peers()}
         dtypes = self._sweep.get("dtype") or list(dict.fromkeys(c.dtype for c in self._listed)) or ["f32"]
-        with contextlib.suppress(KeyboardInterrupt), progress() as bar, contestants.accuracy(self.arguments.accuracy):
-            self.interrupted = True
-            bar.stage("measuring the machine")
-            self.peaks = self._all_peaks(dtypes)
-            bar.stage("preparing")
-            works, model, x = self._prepare()
-            share = 1.0 if model is None else 0.85  # of the bar; the rest is the whole network's
-            for number, work in enumerate(works):
-                self._one(work, bar, lambda part, at=number: bar.to(share * (at + part) / len(works)))
-            if model is not None:
-                self._whole_network(model, x, bar, share)
-            self.peaks_after = self._all_peaks(dtypes)
-            self.interrupted = False
+        self.interrupted = True
+        try:
+            with progress() as bar, contestants.accuracy(self.arguments.accuracy):
+                self._run(bar, dtypes)
+                self.interrupted = False
+        except KeyboardInterrupt:
+            pass
+        except BadArgument:
+            raise
+        except Exception:  # hours may have been measured before it: they are shown and written first
+            self.crash = traceback.format_exc()
+
+    def _run(self, bar, dtypes):
+        bar.stage("measuring the machine")
+        self.peaks = self._all_peaks(dtypes)
+        bar.stage("preparing")
+        works, model, x = self._prepare()
+        share = 1.0 if model is None else 0.85  # of the bar; the rest is the whole network's
+        for number, work in enumerate(works):
+            self._one(work, bar, lambda part, at=number: bar.to(share * (at + part) / len(works)))
+        if model is not None:
+            self._whole_network(model, x, bar, share)
+        self.peaks_after = self._all_peaks(dtypes)
 
     def _peers(self):
         return [name for name in self.arguments.peers if name not in self.absent]
@@ -148,14 +158,27 @@ class Bench:
             model = models.build(self.network, arguments.seed)
             for batch in batches or [1]:
                 x = inputs.load(self.image, self.network.input_shape, batch, arguments.seed)
-                found += cases.of_network(self.network, model, x, arguments.layers)
+                found += self._cases_of_network(model, x)
         else:
-            found = sweep.apply(self._listed, {"batch": batches} if batches else {})
-        found = sweep.apply(found, self._sweep)
+            found = sweep.apply(self._listed, {**self._sweep, **({"batch": batches} if batches else {})})
         works = [Work(case, self._rows_of(case)) for case in found]
         self.rows = [row for work in works for row in work.rows]
         whole = self.network and not arguments.layers and not arguments.sweep
         return works, *((model, x) if whole else (None, None))
+
+    def _cases_of_network(self, model, x):
+        """Forward passes are those of inference, gradients those of training, where layers may differ (normalisation
+        is not folded, auxiliary heads run)."""
+        passes, found = self._sweep.get("pass", ["fwd"]), []
+        for training in (False, True):
+            wanted = [direction for direction in passes if (direction != "fwd") == training]
+            if wanted:
+                try:
+                    of_layers = cases.of_network(self.network, model, x, self.arguments.layers, training)
+                except ValueError as error:  # batch normalisation wants more than one value per channel
+                    raise BadArgument(f"{self.network.name} with batch {len(x)}: {error}") from None
+                found += sweep.apply(of_layers, {**self._sweep, "pass": wanted})
+        return found
 
     def _rows_of(self, case):
         accuracy = case.accuracy or self.arguments.accuracy
@@ -209,7 +232,7 @@ class Bench:
     # --- what came out -----------------------------------------------------------------------------------------
 
     def failed(self):
-        return any(row.failed() for row in self.rows) or any(one.failed() for one in self.whole)
+        return bool(self.crash) or any(each.failed() for each in (*self.rows, *self.whole))
 
     def noise(self):
         """Reasons not to trust the times; None if nobody looked."""
@@ -236,4 +259,6 @@ def run(arguments):
     bench.run()
     report.show(bench)
     writers.write(bench)
+    if bench.crash:
+        print(bench.crash, file=sys.stderr)
     return 1 if bench.failed() else 130 if bench.interrupted else 0

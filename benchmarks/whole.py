@@ -51,8 +51,8 @@ class WholeNetwork:
                 self.saved_bytes[side] = c.saved_bytes(lambda net=net: net(image), list(net.parameters()))
 
     def _step(self, net, image, asked="auto"):
-        """A function that returns [output] or, training, also the gradients of models.loss (in eval mode:
-        no auxiliary heads, and batch normalisation by its running statistics)."""
+        """A function that returns [output] or, training, also the gradients of models.loss."""
+        net.train(self.training)
         parameters = list(net.parameters())
         labels = torch.zeros(len(image), dtype=torch.long)
         context = contextlib.nullcontext if asked == "auto" else lambda: fastconv.algorithm(asked)
@@ -60,7 +60,10 @@ class WholeNetwork:
         def step():
             with context():
                 y = net(image)
-                return [y, *torch.autograd.grad(models.loss(y, labels), parameters)] if self.training else [y]
+                if not self.training:
+                    return [y]
+                first = y[0] if isinstance(y, tuple) else y  # auxiliary heads come after the output
+                return [first, *torch.autograd.grad(models.loss(y, labels), parameters)]
 
         return step
 

@@ -66,6 +66,7 @@ def as_json(bench):
         "seed": arguments.seed,
         "accuracy": arguments.accuracy,
         "interrupted": bench.interrupted,
+        "crash": bench.crash,
         "machine": bench.facts,
         "peers_absent": bench.absent,
         "peaks": bench.peaks,

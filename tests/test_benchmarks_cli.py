@@ -273,6 +273,20 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path, capsys, monkeypatch):
     assert "Interrupted" in printed
 
 
+def test_an_error_of_ones_own_loses_nothing_that_was_measured(tmp_path, capsys, monkeypatch):
+    def broken(*arguments, **more):
+        raise KeyError("a mistake in the benchmark")
+
+    monkeypatch.setattr(whole.WholeNetwork, "run", broken)
+    status, data = bench(tmp_path)
+    assert status == 1
+    assert all(row["speed"] for row in data["rows"])
+    assert "a mistake in the benchmark" in data["crash"]
+    printed = capsys.readouterr()
+    assert "Stopped by an error (below): only what was measured" in printed.out
+    assert "a mistake in the benchmark" in printed.err
+
+
 @pytest.mark.parametrize("stage", ["peaks", "load"])
 def test_an_early_interrupt_still_reports(tmp_path, monkeypatch, stage):
     def interrupt(*arguments, **more):
