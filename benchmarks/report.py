@@ -100,7 +100,8 @@ def _notes(bench):
         "1 fastconv is faster; median of the rounds' own ratios. GFLOP/s and roof (share of the roofline made of the "
         "two measured peaks; data in cache can exceed it) are fastconv's. Convolution + ReLU is one layer.",
         "error: max |y - reference| / max |reference|, the reference being torch in float64; verified before timing: "
-        "at most twice torch's own error in the same layout + one rounding. Linear layers run in torch on both sides.",
+        "at most twice torch's own error in the same layout, or what the accuracy class allows, + one rounding. Linear "
+        "layers run in torch on both sides.",
     ]
     if bench.left_out and not bench.arguments.layers:
         notes.append(f"Not measured apart, only in the whole network: {', '.join(bench.left_out)}.")

@@ -1,12 +1,14 @@
 """What a run measures: suites, CSV files, problem texts and sweeps become cases, and bad ones say what is wrong."""
 
 import csv
+import dataclasses
 
 import fastconv
 import pytest
 import torch
 from benchmarks import cases, models, networks, operands, suites, sweep
 from benchmarks.formulas import window_positions
+from benchmarks.rows import facts_of
 
 _C = fastconv.ops.extension()
 
@@ -148,6 +150,23 @@ def test_networks_become_cases_with_the_tensors_that_their_layers_see():
     assert found["C3"].tensors[1] is not None
     assert found["C3"].fields["n"] == 2
     assert list(cases.of_network(network, model, x, only=["C3"]))[0].name == "C3"
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("name, size, heads", [("googlenet", 80, 8), ("resnet18", 64, 0), ("course-same", None, 0)])
+def test_the_layers_of_branching_networks_add_up_to_the_network(name, size, heads, training):
+    network = networks.NETWORKS[name]
+    if size:
+        network = dataclasses.replace(network, input_shape=(3, size, size))
+    model = models.build(network)
+    found = cases.of_network(network, model, torch.randn(2, *network.input_shape), training=training)
+    assert not model.training
+    macs = sum(facts_of(case, _C)["macs"] for case in found)
+    assert macs == network.macs(2, training)
+    assert len(found) == len(list(network.walk())) + (heads if training else 0)
+    normed = [case for case in found if f"{case.name}_bn" in dict(model.named_modules())]
+    assert all((case.tensors[2] is None) == training for case in normed)  # folded: there is a bias
+    assert bool(normed) == (name == "resnet18")
 
 
 def base():
