@@ -14,30 +14,12 @@ bool wants_determinism(const Problem&) {
 }
 bool wants_determinism(const ConvProblem& p) { return p.deterministic; }
 
-<<<<<<< HEAD
-// What no row on a GPU does yet.
-=======
-// What no CPU row does yet.
->>>>>>> 9e45b2b60deea7fb35180f64329fd353b14511d4
-Status missing(const ConvProblem& p) {
-  if (p.activation > Activation::relu) return Status::refuse("knows no activation but relu");
-  if (p.bias && p.pass == Pass::grad_input) return Status::refuse("adds no bias in grad_input");
-  return {};
-}
-Status missing(const PoolProblem&) { return {}; }
-
 template <class Row, class Problem>
 Status answer(const Row& row, const Problem& p, Device device) {
   if (row.device != device) return Status::refuse(std::string("runs on ") + name(row.device) + " only");
   if (!(row.passes & bit(p.pass))) return Status::refuse(std::string("does not do ") + name(p.pass));
   if (!(row.dtypes & bit(p.dtype))) return Status::refuse(std::string("does not take ") + name(p.dtype));
   if (wants_determinism(p) && !row.deterministic) return Status::refuse("is not deterministic");
-<<<<<<< HEAD
-  if (device != Device::cpu)
-    if (Status status = missing(p); !status) return status;
-=======
-  if (Status status = missing(p); device == Device::cpu && !status) return status;
->>>>>>> 9e45b2b60deea7fb35180f64329fd353b14511d4
   return row.supports(p);
 }
 
