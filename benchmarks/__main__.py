@@ -1,22 +1,30 @@
-"""The command line: `python -m benchmarks describe | run | list`."""
+"""The command line: `python -m benchmarks describe | run | report | compare | list`."""
 
 import argparse
 import sys
 
 from . import inputs, networks
 from .describe import describe
+from .extras import MissingExtra
+from .nearest import did_you_mean
 
 
 def _one_of(known, what):
-    """An argparse type: a name of `known`, or an error with the nearest ones (argparse then exits with status 2)."""
+    """An argparse type: a name of `known` (or of what it returns), or an error with the nearest ones (status 2)."""
 
     def parse(word):
-        if word not in known:
-            near = " or ".join(networks.nearest(word, known))
-            raise argparse.ArgumentTypeError(f"unknown {what} '{word}'; did you mean {near}?")
+        names = known() if callable(known) else known
+        if word not in names:
+            raise argparse.ArgumentTypeError(f"unknown {what} '{word}'; {did_you_mean(word, names)}")
         return word
 
     return parse
+
+
+def _suite(word):
+    from . import suites
+
+    return _one_of(suites.names, "suite")(word.lower())
 
 
 def _positive(kind):
@@ -34,53 +42,86 @@ def _names(word):
     return [name for name in word.split(",") if name]
 
 
+def _threads(word):
+    """'1,all' -> [1, 16]"""
+    from os import cpu_count
+
+    return list(dict.fromkeys(cpu_count() if part == "all" else _positive(int)(part) for part in _names(word)))
+
+
+_RUN = """Names one thing to run: a network, or --suite, --problem, --csv-file. Every side's outputs are checked against
+float64 first; then all sides take turns. Exit status: 0, 1 if a check failed or a problem cannot be run, 2 for bad
+arguments, 130 after Ctrl-C (what was measured is kept)."""
+
+
 def parser():
-    network = {"metavar": "NETWORK", "type": _one_of(networks.NETWORKS, "network")}
     top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
+    network = {"metavar": "NETWORK", "type": _one_of(networks.NETWORKS, "network")}
 
     described = commands.add_parser("describe", help="layers, activation memory, parameters, MACs and FLOPs")
     described.add_argument("network", help=", ".join(networks.NETWORKS), **network)
 
-    run = commands.add_parser("run", help="verify and measure a network layer by layer, side by side with PyTorch")
-    run.add_argument("network", help=", ".join(networks.NETWORKS), **network)
-    option = run.add_argument
-    option(
-        "--image", type=_one_of(inputs.IMAGES, "image"), help=f"{', '.join(inputs.IMAGES)}; each network has a default"
-    )
-    option("--batch", type=_positive(int), default=1, help="images at once (default 1)")
-    option("--threads", type=_positive(int), help="threads of both sides (default: torch's)")
-    option("--pass", dest="direction", choices=("fwd", "train"), default="fwd", help="train: forward and all gradients")
-    option("--algorithms", type=_names, default=["auto"], metavar="NAME,...", help="auto (default), or rows to force")
-    option(
-        "--accuracy", choices=("torch", "fast", "fastest"), default="torch", help="fastconv's class (default torch)"
-    )
-    option("--layers", type=_names, metavar="NAME,...", help="only these layers, no whole network")
-    option("--runs", type=_positive(int), default=5, help="least number of rounds of a measurement (default 5)")
-    option(
-        "--min-time", type=_positive(float), default=1.0, metavar="SECONDS", help="least time per layer (default 1.0)"
-    )
-    option("--json", metavar="FILE", help="write everything, every sample included, as JSON")
-    option("--seed", type=int, default=0, help="of the random weights (default 0)")
+    run = commands.add_parser("run", help="verify and measure, side by side with PyTorch and others", description=_RUN)
+    _add_run_options(run, network)
 
-    commands.add_parser("list", help="the networks, algorithms and inputs there are")
+    page = commands.add_parser("report", help="one HTML page and plots of a run's JSON")
+    page.add_argument("results", metavar="RESULTS.json")
+    page.add_argument("--out", metavar="FOLDER", help="where to write (default: RESULTS-report beside the file)")
+
+    compared = commands.add_parser("compare", help="two runs' JSON: what became faster or slower")
+    compared.add_argument("old", metavar="OLD.json")
+    compared.add_argument("new", metavar="NEW.json")
+    compared.add_argument(
+        "--fail-above",
+        type=_positive(float),
+        metavar="PERCENT",
+        help="exit with 1 if a row is slower by more than this",
+    )
+    compared.add_argument(
+        "--by",
+        choices=("ratio", "latency"),
+        default="ratio",
+        help="ratio (default): fastconv's time beside torch's of the same run, which cancels the machine's moods; "
+        "latency: fastconv's time alone, for one and the same quiet machine",
+    )
+
+    commands.add_parser("list", help="the networks, suites, peers, algorithms, inputs and sweep keys there are")
     return top
 
 
-def show_list(file=None):
-    import fastconv
-
-    out = file or sys.stdout
-    print("networks", file=out)
-    for network in networks.NETWORKS.values():
-        print(f"  {network.name:18} {network.title}: {network.source}", file=out)
-    print("\nalgorithms", file=out)
-    for row in fastconv.ops.extension().algorithms():
-        does = f"{row['device']} {row['kind']}; {', '.join(row['passes'])}; {' '.join(row['dtypes'])}"
-        print(f"  {row['name']:18} {row['summary']} ({does})", file=out)
-    print("\ninputs", file=out)
-    for name, words in inputs.IMAGES.items():
-        print(f"  {name:18} {words}", file=out)
+def _add_run_options(run, network):
+    option = run.add_argument
+    option("network", nargs="?", help=", ".join(networks.NETWORKS), **network)
+    option("--suite", type=_suite, metavar="NAME", help="a list of real-world problems, e.g. onednn:shapes_resnet_50")
+    option("--problem", action="append", metavar="TEXT", help="a problem's canonical text; may be given repeatedly")
+    option("--csv-file", metavar="FILE", help="a CSV of problems, in the form of benchmarks/suites/*.csv")
+    option(
+        "--sweep", nargs="+", default=[], metavar="KEY=VALUE,...",
+        help="every combination, e.g. batch=1,8,32 dtype=fp32,bf16 layout=nchw,nhwc pass=fwd,grad_input,grad_weight "
+        "accuracy=torch,fast; layers alone, not the network as a whole",
+    )  # fmt: skip
+    option(
+        "--image", type=_one_of(inputs.IMAGES, "image"), help=f"{', '.join(inputs.IMAGES)}; each network has a default"
+    )
+    option("--batch", type=_positive(int), help="images at once (default: 1 for networks, a suite's own)")
+    option("--threads", type=_threads, metavar="N,...", help="of every side, e.g. 1,all (default: torch's)")
+    option(
+        "--pass", dest="direction", choices=("fwd", "grad_input", "grad_weight", "train"),
+        help="default fwd, or a problem text's own; train: forward and all gradients",
+    )  # fmt: skip
+    option(
+        "--algorithms", type=_names, default=["auto"], metavar="NAME,...", help="auto (default), rows to force, or all"
+    )
+    option("--peers", type=_names, default=["torch"], metavar="NAME,...", help="torch (default), others, or all")
+    option("--accuracy", choices=("torch", "fast", "fastest"), help="fastconv's class (default: its own)")
+    option("--layers", type=_names, metavar="NAME,...", help="only these layers of the network, not the whole")
+    option("--runs", type=_positive(int), default=5, help="least number of rounds of a measurement (default 5)")
+    option("--min-time", type=_positive(float), default=1.0, metavar="SECONDS", help="least time per case (default 1)")
+    option("--json", metavar="FILE", help="write everything, every sample included, as JSON")
+    option("--csv", metavar="FILE", help="write one line per row as CSV")
+    option("--md", metavar="FILE", help="write the table as Markdown")
+    option("--seed", type=int, default=0, help="of random weights and operands (default 0)")
 
 
 def main(argv=None):
@@ -93,18 +134,33 @@ def main(argv=None):
     from fastconv import ExtensionError  # imports torch, which `describe` does not need
 
     try:
-        if arguments.command == "list":
-            show_list()
-            return 0
-        from .run import BadArgument, run
-
-        try:
-            return run(arguments)
-        except BadArgument as bad:
-            top.error(str(bad))
-    except ExtensionError as missing:
+        return _run(top, arguments)
+    except (ExtensionError, MissingExtra) as missing:
         print(missing, file=sys.stderr)
         return 1
+
+
+def _run(top, arguments):
+    if arguments.command == "list":
+        from .listing import show_list
+
+        show_list()
+        return 0
+    from .run import BadArgument, run
+    from .writers import BadResults
+
+    try:
+        if arguments.command == "run":
+            return run(arguments)
+        if arguments.command == "compare":
+            from .compare import compare
+
+            return compare(arguments)
+        from .page import write_report
+
+        return write_report(arguments)
+    except (BadArgument, BadResults) as bad:
+        top.error(str(bad))
 
 
 if __name__ == "__main__":

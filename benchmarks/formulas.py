@@ -70,12 +70,6 @@ def layer_bytes(input_elements, parameters, output_elements, offset_bytes=0):
     return (input_elements + parameters + output_elements) * FLOAT + output_elements * offset_bytes
 
 
-def conv_gradient_bytes(input_elements, weights, output_elements, grad_bias=0, masked=False):
-    """Least traffic of one gradient pass: grad_output and two of (input, weight, their gradients) move once each;
-    `masked` adds the forward's output, which tells where ReLU let the gradient through."""
-    return (input_elements + weights + output_elements * (2 if masked else 1) + grad_bias) * FLOAT
-
-
 def roofline_seconds(flop, byte, flops_per_second, bytes_per_second):
     """The time no implementation of this arithmetic beats: the slower of computing and moving."""
     return max(flop / flops_per_second, byte / bytes_per_second)

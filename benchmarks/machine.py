@@ -1,5 +1,7 @@
 """What the numbers were measured on: versions, CPU, the rates that this machine reaches, and whether it was quiet."""
 
+import contextlib
+import ctypes
 import os
 import pathlib
 import platform
@@ -10,7 +12,9 @@ import time
 
 import torch
 
+from .extras import need
 from .measure import summary
+from .operands import DTYPES
 
 # What a fixed task may vary by before the machine counts as busy: a quiet one shows 2 % within a second and 5 % over
 # minutes.
@@ -53,10 +57,58 @@ def facts(fastconv, extension):
         "isa": extension.cpu_isa(),
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "clock_mhz": clock_mhz(),
+        "memory_bytes": need("psutil", "to see the memory").virtual_memory().total,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "math": MATH,
         "system": f"{platform.system()} {platform.release()}",
         "git": git_commit(),
     }
+
+
+# What every side computes in: fp32 is compared with fp32, and nothing rounds to tf32 or bf16 on the way.
+MATH = {"f32": "ieee", "f64": "ieee", "f16": "fp32 sums", "bf16": "fp32 sums"}
+
+
+def ieee():
+    """Hold torch to MATH, whatever was set before: oneDNN may otherwise compute float32 in bf16."""
+    torch.set_float32_matmul_precision("highest")
+    for part in (torch.backends.mkldnn, torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul):
+        part.fp32_precision = "ieee"
+
+
+def clock_mhz():
+    """The cores' present clock, the mean; None where the system does not tell."""
+    clock = need("psutil", "to read the clock").cpu_freq()
+    return round(clock.current) if clock and clock.current else None
+
+
+def free_memory():
+    """Bytes that new tensors may take without swapping."""
+    return need("psutil", "to see how much memory is free").virtual_memory().available
+
+
+def peak_extra_bytes(call):
+    """The most resident memory that a call took beyond what was held before it: its results and scratch memory,
+    in pages of 4 KiB. None where the system does not tell (only Linux does)."""
+    try:
+        with contextlib.suppress(AttributeError):  # a libc without malloc_trim keeps less
+            ctypes.CDLL(None).malloc_trim(0)
+        before = _status("VmRSS")
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    except OSError:
+        return None
+    results = call()
+    peak = _status("VmHWM")
+    del results
+    return max(0, peak - before)
+
+
+def _status(key):
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"no {key} in /proc/self/status")
 
 
 def _timed(call, seconds=0.7):
@@ -69,25 +121,33 @@ def _timed(call, seconds=0.7):
     return samples
 
 
-def peaks():
-    """The rates that this machine reaches with the present number of threads; both are the best of several.
+def peaks(dtypes=("f32",)):
+    """The rates that this machine reaches with the present number of threads; all are the best of several.
 
-    flops_per_second: torch's matrix product of 1024 x 1024 float32, which other code may well exceed by a little.
+    flops_per_second {dtype: rate}: torch's matrix product (1024 x 1024; float16 and bfloat16, slow on CPUs without
+        such instructions, 512 x 512), which other code may well exceed by a little.
     bytes_per_second: copying 64 MiB, read and written bytes both counted.
+    matmul, copy: the times of the first dtype's product and of the copy.
     """
-    size, copied = 1024, 64 << 20
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    out = torch.empty(size, size)
-    multiply = _timed(lambda: torch.mm(a, b, out=out))
+    copied = 64 << 20
+    products = {dtype: _product(dtype) for dtype in dtypes}
     source, target = torch.ones(copied // 4), torch.empty(copied // 4)
     copy = _timed(lambda: target.copy_(source))
     return {
-        "flops_per_second": 2 * size**3 / min(multiply),
+        "flops_per_second": {dtype: flops / min(samples) for dtype, (flops, samples) in products.items()},
         "bytes_per_second": 2 * copied / min(copy),
-        "matmul": summary(multiply),
+        "matmul": summary(products[dtypes[0]][1]),
         "copy": summary(copy),
         "load": os.getloadavg()[0],
+        "clock_mhz": clock_mhz(),
     }
+
+
+def _product(dtype):
+    size = 1024 if dtype in ("f32", "f64") else 512
+    a, b = (torch.randn(size, size).to(DTYPES[dtype]) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2 * size**3, _timed(lambda: torch.mm(a, b, out=out))
 
 
 def noise(before, after=None, spreads=()):

@@ -1,9 +1,8 @@
-"""What a reader sees of a run: the header, the table of layers, the whole network, and how far to trust it."""
-
-import math
+"""What a reader sees of a run: the header, the table of rows, the whole network, and how far to trust it."""
 
 from . import formulas as f
-from . import machine, measure
+from . import machine
+from .rows import FAILED, FASTCONV, IMPOSSIBLE, REFUSED
 from .table import Column, Table, count, megabytes, milliseconds, percent
 
 _WHAT, _SPEED = 1, 2  # the halves of the table on a narrow terminal
@@ -11,216 +10,237 @@ _WHAT, _SPEED = 1, 2  # the halves of the table on a narrow terminal
 
 def show(bench):
     print("\n".join(_header(bench)) + "\n")
-    layer_table(bench).print()
-    for line in _whole_lines(bench) + _trust_lines(bench):
-        print(line)
+    row_table(bench).print()
+    for one in bench.whole:
+        print("\n".join(_whole_lines(one)))
+    print("\n".join(_trust_lines(bench)))
+
+
+def title(bench):
+    """What was run, in words."""
+    arguments = bench.arguments
+    if bench.network:
+        return f"{bench.network.title} on '{bench.image}'"
+    return arguments.suite or arguments.csv_file or "problem"
 
 
 def _header(bench):
-    arguments, facts, peaks = bench.arguments, bench.facts, bench.peaks
-    does = "forward and all gradients" if bench.training else "forward"
+    arguments, facts = bench.arguments, bench.facts
     git = facts["git"]
     commit = f", commit {git['commit'][:10]}{' (modified)' if git['modified'] else ''}" if git else ""
+    peers = ", ".join(f"{name} {version}" for name, version in facts["peers"].items())
+    clock = f", {facts['clock_mhz']} MHz" if facts["clock_mhz"] else ""
     lines = [
-        f"{bench.network.title} on '{bench.image}', batch {arguments.batch}, float32, {does}, accuracy class "
-        f"'{arguments.accuracy}'; random weights "
-        f"(seed {arguments.seed}); fastconv {facts['fastconv']}{commit} beside torch {facts['torch']}",
-        f"{facts['cpu']}, {facts['threads']} of {facts['cores']} cores, {facts['isa']}",
+        f"{title(bench)}; accuracy class '{arguments.accuracy}'; random weights (seed {arguments.seed}); "
+        f"fastconv {facts['fastconv']}{commit} beside {peers or 'nobody'}",
+        f"{facts['cpu']}, {facts['cores']} cores{clock}, {facts['isa']}",
     ]
-    if peaks:
+    lines += [f"not here, so not measured: {name} ({why})" for name, why in bench.absent.items()]
+    for threads, peaks in bench.peaks.items():
+        rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s {dtype}" for dtype, rate in peaks["flops_per_second"].items())
         lines.append(
-            f"measured peaks: {peaks['flops_per_second'] / 1e9:.0f} GFLOP/s (torch.mm), "
+            f"measured peaks of {threads} thread{'s' if threads > 1 else ''}: {rates} (torch.mm), "
             f"{peaks['bytes_per_second'] / 1e9:.1f} GB/s (copy, read + written)"
         )
     return lines
 
 
-def layer_table(bench):
+def row_table(bench):
+    """The selection of figures for a terminal; JSON and CSV have all."""
     right = {"right": True}
-    table = Table(
-        title="layer by layer",
-        columns=[
-            Column("layer"),
-            Column("problem", group=_WHAT),
-            *(Column(name, group=_WHAT, **right) for name in ("FLOPs", "MACs", "params", "activations", "min bytes")),
-            *(Column(name, group=_WHAT, **right) for name in ("saved", "by torch", "workspace")),
-            *(Column(name, group=_SPEED, **right) for name in ("torch ms", "+-")),
-            Column("layout", group=_SPEED),
-            *(Column(name, group=_SPEED, **right) for name in ("fastconv ms", "+-")),
-            Column("layout", group=_SPEED),
-            *(Column(name, group=_SPEED, **right) for name in ("ratio", "GFLOP/s", "roof", "error", "torch's")),
-            Column("algorithm and why", group=_SPEED),
-        ],
-    )
+    many = len({name for row in bench.rows for name in row.peers()}) > 1
+    others = [name for name in bench.arguments.peers if name not in bench.absent] if many else []
+    columns = [
+        Column("layer"),
+        *(Column(name, **right) for name in _varying(bench)),
+        Column("problem", group=_WHAT),
+        *(Column(name, group=_WHAT, **right) for name in ("FLOPs", "MACs", "executed", "min bytes", "FLOP/B")),
+        *(Column(name, group=_WHAT, **right) for name in ("saved", "by torch", "workspace", "peak mem")),
+        *(Column(f"{name} ms", group=_SPEED, **right) for name in others),
+        Column("best peer", group=_SPEED),
+        *(Column(name, group=_SPEED, **right) for name in ("ms", "+-", "fastconv ms", "+-")),
+        Column("layout", group=_SPEED),
+        *(Column(name, group=_SPEED, **right) for name in ("ratio", "GFLOP/s", "roof", "error", "peer's")),
+        Column("math", group=_SPEED),
+        Column("algorithm and why", group=_SPEED),
+    ]
+    table = Table(title="case by case", columns=columns)
     for row in bench.rows:
-        for cells in _row_cells(row, bench):
+        for cells in _row_cells(row, bench, others):
             table.row(cells)
-    table.total(_total_cells(bench, len(table.columns)))
-    for note in _NOTES:
+    if len(bench.rows) > 1:
+        table.total(_total_cells(bench, others, len(columns)))
+    for note in _notes(bench):
         table.note(note)
-    if bench.training:
-        table.note(
-            "Training: FLOPs and bytes of all passes; output gradients are normal noise, zero where ReLU's kink is within "
-            "rounding; the first layer's input wants no gradient."
-        )
     return table
 
 
-_NOTES = (
-    "FLOPs = 2 x MAC (pools: one per window element). activations: the layer's output, ReLU in place. min bytes: "
-    "every operand moved once. saved: kept for backward when training, parameters not counted, input included. "
-    "workspace: scratch memory of fastconv's algorithm, its transformed filter included, which is kept between calls "
-    "and checked against the weight at each (torch does not tell its own).",
-    "Latencies: medians of interleaved rounds, +-: half the quartile distance; each side in the faster of NCHW and "
-    "channels_last (nhwc), weights stored alike. ratio: torch / fastconv, above 1 fastconv is faster; median of the "
-    "rounds' own ratios. GFLOP/s and roof (share of the roofline made of the two measured peaks; data in cache can "
-    "exceed it) are fastconv's. Convolution + ReLU is one layer: fused here, torch's ReLU in place.",
-    "error: max |y - reference| / max |reference|, the reference being torch in float64; verified before timing: at "
-    "most twice torch's own error + 2^-23. Linear layers run in torch on both sides.",
-)
+_VARYING = {
+    "threads": lambda row: row.threads,
+    "pass": lambda row: row.case.direction,
+    "batch": lambda row: row.case.fields["n"],
+    "class": lambda row: row.accuracy,
+}
 
 
-def _row_cells(row, bench):
-    """The lines of one row: the first with all figures, one more for each further pass."""
-    layout = row.layout()
-    chosen = row.choices.get(layout, [])
-    problem = chosen[0]["problem"] if chosen else f"{row.kind} (torch on both sides)" if row.kind == "linear" else ""
-    what = [
-        row.layer if row.asked == "auto" else f"{row.layer} [{row.asked}]",
-        problem,
-        count(row.flops),
-        count(row.macs),
-        count(row.parameters),
-        megabytes(row.activation_bytes),
-        megabytes(row.minimum_bytes),
-        *(megabytes(row.saved_bytes[side]) if side in row.saved_bytes else "-" for side in ("fastconv", "torch")),
-        "-" if row.workspace() is None else megabytes(row.workspace()),
+def _varying(bench):
+    """{name: f(row)} of what not all rows have in common."""
+    return {name: of for name, of in _VARYING.items() if len({of(row) for row in bench.rows}) > 1}
+
+
+def _notes(bench):
+    notes = [
+        "FLOPs = 2 x MAC (pools: one per window element). executed: multiplications that the algorithm does. min "
+        "bytes: every operand moved once. saved: kept for backward when training, parameters not counted, input "
+        "included. workspace: scratch memory of fastconv's algorithm, its transformed filter included, which is kept between "
+        "calls and checked against the weight at each. peak mem: operands, results and scratch memory of one call of "
+        "fastconv, measured.",
+        "Latencies: medians of interleaved rounds, +-: half the quartile distance; every side in the faster of the "
+        "layouts it was run in (NCHW, channels_last = nhwc), weights stored alike. ratio: best peer / fastconv, above "
+        "1 fastconv is faster; median of the rounds' own ratios. GFLOP/s and roof (share of the roofline made of the "
+        "two measured peaks; data in cache can exceed it) are fastconv's. Convolution + ReLU is one layer.",
+        "error: max |y - reference| / max |reference|, the reference being torch in float64; verified before timing: "
+        "at most twice torch's own error in the same layout, or what the accuracy class allows, + one rounding. Linear "
+        "layers run in torch on both sides.",
     ]
-    lines = [[*what, *_speed_cells(row, bench.peaks, chosen)]]
+    if bench.left_out and not bench.arguments.layers:
+        notes.append(f"Not measured apart, only in the whole network: {', '.join(bench.left_out)}.")
+    if any(row.case.direction == "train" for row in bench.rows):
+        notes.append(
+            "Training: FLOPs and bytes of all passes; output gradients are normal noise, zero where ReLU's kink is "
+            "within rounding; the first layer's input wants no gradient."
+        )
+    return notes
+
+
+def _row_cells(row, bench, others):
+    """The lines of one row: the first with all figures, one more for each further pass."""
+    chosen, facts = row.chosen(), row.facts
+    problem = f"{row.case.sizes()} (torch on both sides)" if row.linear() else row.problem() or row.case.sizes()
+    number = lambda value, words: "-" if value is None else words(value)  # noqa: E731
+    what = [
+        row.label(),
+        *(str(of(row)) for of in _varying(bench).values()),
+        problem,
+        number(facts.get("flops"), count),
+        number(facts.get("macs"), count),
+        number(row.executed_macs(), count),
+        number(facts.get("minimum_bytes"), megabytes),
+        number(row.intensity(), lambda value: f"{value:.1f}"),
+        *(number(row.saved_bytes.get(side), megabytes) for side in (FASTCONV, "torch")),
+        number(row.workspace(), megabytes),
+        number(row.peak(FASTCONV), megabytes),
+    ]
+    lines = [[*what, *_speed_cells(row, bench.peaks.get(row.threads), chosen, others)]]
     for more in chosen[1:]:
         blank = [""] * len(lines[0])
-        blank[1], blank[-1] = more["problem"], f"{more['pass']} {more['algorithm']}: {more['why']}"
+        blank[1 + len(_varying(bench))] = more["problem"]
+        blank[-1] = f"{more['pass']} {more['algorithm']}: {more['why']}"
         lines.append(blank)
     return lines
 
 
-def _speed_cells(row, peaks, chosen):
-    found = (row.worst("fastconv", row.layout()), row.worst("torch", row.layout()))
+def _speed_cells(row, peaks, chosen, others):
+    why = f"{chosen[0]['algorithm']}: {chosen[0]['why']}" if chosen else "torch" if row.linear() else "-"
+    figures = row.speed(peaks) if peaks else None
+    peer = figures["best_peer"] if figures else None
+    found = (row.worst(FASTCONV), row.worst(peer or "torch"))
     errors = ["-" if e is None else f"{e:.1e}" for e in found]
-    why = f"{chosen[0]['algorithm']}: {chosen[0]['why']}" if chosen else "torch" if row.kind == "linear" else "-"
-    figures = row.speed(peaks)
+    math_mode = machine.MATH[row.case.dtype]
     if figures is None:
-        return [*["-"] * 9, *errors, why if row.passed() else row.check]
-    theirs, ours = figures["torch"], figures.get("fastconv")
-    side = lambda s, samples: [milliseconds(s["median"]), percent(measure.spread(samples)), s["layout"]]  # noqa: E731
-    if ours is None:
-        return [*side(theirs, row.best("torch")[1]), *["-"] * 6, *errors, why]
-    return [
-        *side(theirs, row.best("torch")[1]),
-        *side(ours, row.best("fastconv")[1]),
-        f"{figures['ratio']['median']:.2f}",
-        f"{ours['gflops']:.1f}",
-        percent(ours["roofline"]),
-        *errors,
-        why,
-    ]
+        return [*["-"] * (9 + len(others)), *errors, math_mode, why if row.passed() else _check_of(row)]
+    sides = figures["sides"]
+    of = lambda side: [milliseconds(sides[side]["median"]), percent(sides[side]["spread"])]  # noqa: E731
+    cells = [milliseconds(sides[name]["median"]) if name in sides else "-" for name in others]
+    cells += [f"{peer} {sides[peer]['layout']}", *of(peer)] if peer else ["-"] * 3
+    if FASTCONV not in sides:
+        return [*cells, *["-"] * 6, *errors, math_mode, why]
+    ours = sides[FASTCONV]
+    cells += [*of(FASTCONV), ours["layout"]]
+    cells += [f"{figures['ratio']['median']:.2f}" if peer else "-", f"{ours['gflops']:.1f}", percent(ours["roofline"])]
+    return [*cells, *errors, math_mode, why]
 
 
-def _first_algorithm(bench):
-    """The rows of the first algorithm that was asked for: each layer once."""
-    first = bench.arguments.algorithms[0]
-    return [row for row in bench.rows if row.kind != "conv" or row.asked == first]
+def _check_of(row):
+    """The check in one line."""
+    if row.check.startswith(REFUSED):
+        return f"refused by {_own_reason(row.check, row.asked)}"
+    return " ".join(row.check.split())
 
 
-def _total_cells(bench, columns):
-    """Sums over convolutions and pools that were measured; the first algorithm if several were asked for."""
-    rows = [row for row in _first_algorithm(bench) if row.kind != "linear"]
-    measured = [row for row in rows if row.measured()]
-    total = lambda name: sum(getattr(row, name) for row in measured)  # noqa: E731
-    cells = [f"{len(measured)} of {len(rows)}", "convolutions and pools, one after the other"]
+def _own_reason(refusal, algorithm):
+    """Of a refusal that lists every row's reason, the forced row's; all of it if that is not there."""
+    _, found, rest = refusal.partition(f"{algorithm} (cpu): ")
+    return f"{algorithm}: {rest.partition('; ')[0]}" if found else refusal
+
+
+def first_algorithm(bench):
+    """The rows of the first algorithm that was asked for and of the first number of threads: each case once."""
+    asked, threads = bench.arguments.algorithms[0], bench.numbers_of_threads()[0]
+    return [row for row in bench.rows if row.threads == threads and (row.case.kind != "conv" or row.asked == asked)]
+
+
+def _total_cells(bench, others, columns):
+    """Sums over the convolutions and pools that both sides were timed in."""
+    rows = [row for row in first_algorithm(bench) if not row.linear()]
+    measured = [row for row in rows if row.measured() and row.best_peer()]
+    total = lambda name: sum(row.facts[name] for row in measured)  # noqa: E731
+    cells = [f"{len(measured)} of {len(rows)}", *[""] * len(_varying(bench)), "convolutions and pools, one by one"]
     if not measured:
         return [*cells, *["-"] * (columns - len(cells))]
-    figures = [row.speed(bench.peaks) for row in measured]
-    theirs, ours = (sum(s[side]["median"] for s in figures) for side in ("torch", "fastconv"))
-    roof = sum(s["fastconv"]["roofline"] * s["fastconv"]["median"] for s in figures)
+    speeds = [row.speed(bench.peaks[row.threads]) for row in measured]
+    best = sum(s["sides"][s["best_peer"]]["median"] for s in speeds)
+    ours = sum(s["sides"][FASTCONV]["median"] for s in speeds)
+    roof = sum(s["sides"][FASTCONV]["roofline"] * s["sides"][FASTCONV]["median"] for s in speeds)
+    each = {name: [s["sides"].get(name) for s in speeds] for name in others}
     return [
         *cells,
         count(total("flops")),
         count(total("macs")),
-        count(total("parameters")),
-        megabytes(total("activation_bytes")),
+        count(sum(row.executed_macs() for row in measured)),
         megabytes(total("minimum_bytes")),
+        "",
         "",  # layers share tensors: the whole network's own line says what is saved in all
         "",
         megabytes(max(row.workspace() or 0 for row in measured)),
-        milliseconds(theirs),
-        "",
+        megabytes(max(row.peak(FASTCONV) or 0 for row in measured)),
+        *(milliseconds(sum(side["median"] for side in e)) if all(e) else "-" for e in each.values()),
+        "best of each",
+        milliseconds(best),
         "",
         milliseconds(ours),
         "",
         "",
-        f"{theirs / ours:.2f}",
+        f"{best / ours:.2f}",
         f"{total('flops') / ours / 1e9:.1f}",
-        f"{roof / ours:.0%}",
-        *(f"{max(row.worst(side, row.layout()) for row in measured):.1e}" for side in ("fastconv", "torch")),
+        percent(roof / ours),
+        f"{max(row.worst(FASTCONV) for row in measured):.1e}",
+        f"{max(row.worst(row.best_peer()) for row in measured):.1e}",
+        "",
         "",
     ]
 
 
-def whole_as_json(bench):
-    """Figures of the whole network; None if it was not run."""
-    whole = bench.whole
-    if not whole:
-        return None
-    sides = {}
-    for name, layouts in whole["samples"].items():
-        if all(layouts.values()):
-            best = min(layouts, key=lambda layout: measure.summary(layouts[layout])["median"])
-            sides[name] = {"layout": best, **measure.summary(layouts[best])}
-    ratios = {
-        name: measure.ratio(whole["samples"]["torch"][sides["torch"]["layout"]], whole["samples"][name][s["layout"]])
-        for name, s in sides.items()
-        if name != "torch" and "torch" in sides
-    }
-    return {
-        "check": whole["check"],
-        "speed": sides,
-        "ratio": ratios,
-        "samples": whole["samples"],
-        "saved_bytes": whole["saved_bytes"],
-        "parameters": whole["parameters"],
-        "flops": sum(layer.flops(before, bench.arguments.batch) for layer, before, _ in bench.network.walk()),
-        "activation_bytes": bench.network.activations() * bench.arguments.batch * f.FLOAT,
-        "forward_peak_bytes": forward_peak(bench),
-    }
-
-
-def forward_peak(bench):
-    """Parameters, and the largest input + output + workspace of a layer: what inference must hold at once."""
-    held = max(row.input_bytes + row.activation_bytes + (row.workspace() or 0) for row in _first_algorithm(bench))
-    return bench.network.parameters() * f.FLOAT + held
-
-
-def _whole_lines(bench):
-    whole = whole_as_json(bench)
-    if not whole or not whole["check"]:
+def _whole_lines(one):
+    whole = one.as_json()
+    if not whole["speed"] and not whole["check"]:
         return []
-    does = "forward and backward" if bench.training else "forward"
-    lines = [f"whole network, {does}, end to end (linear layers are torch's on both sides):"]
-    torchs = whole["speed"].get("torch")
-    if torchs:
-        lines.append(_side_line("torch", torchs, whole["samples"]["torch"][torchs["layout"]]))
-    for asked, layouts in whole["check"].items():
-        name = f"fastconv {asked}"
-        figures = whole["speed"].get(name)
-        if figures:
-            line = _side_line(name, figures, whole["samples"][name][figures["layout"]])
-            lines.append(line + f", torch/fastconv {whole['ratio'][name]['median']:.2f}" if torchs else line)
-        lines += [f"    {layout}: {_check_words(check)}" for layout, check in layouts.items()]
+    does = "forward and backward" if one.training else "forward"
+    lines = [
+        f"whole network, {does}, end to end, threads: {one.threads} (linear layers are torch's on both sides):",
+    ]
+    sides = dict.fromkeys([*whole["speed"], *whole["check"]])
+    for side in sides:
+        if figures := whole["speed"].get(side):
+            line = _side_line(side, figures)
+            if side in whole["ratio"]:
+                line += f", {whole['best_peer']}/fastconv {whole['ratio'][side]['median']:.2f}"
+            lines.append(line)
+        for layout, check in whole["check"].get(side, {}).items():
+            lines.append(f"    {side}, {layout}: {_check_words(check, side)}")
     lines.append(
         f"  memory: parameters {megabytes(whole['parameters'] * f.FLOAT)}; all activations "
-        f"{megabytes(whole['activation_bytes'])}; forward needs at least {megabytes(whole['forward_peak_bytes'])} at "
-        f"once (parameters + largest layer); this process at most {megabytes(machine.peak_rss())}"
+        f"{megabytes(whole['activation_bytes'])}; this process at most {megabytes(machine.peak_rss())}"
     )
     saved = whole["saved_bytes"]
     if len(saved) == 2:
@@ -229,16 +249,16 @@ def _whole_lines(bench):
     return lines
 
 
-def _side_line(name, figures, samples):
+def _side_line(name, figures):
     return (
-        f"  {name + ':':16} {milliseconds(figures['median'])} ms +- {percent(measure.spread(samples))} "
+        f"  {name + ':':16} {milliseconds(figures['median'])} ms +- {percent(figures['spread'])} "
         f"({'channels_last' if figures['layout'] == 'nhwc' else 'NCHW'}, {figures['count']} rounds)"
     )
 
 
-def _check_words(check):
+def _check_words(check, side):
     if "refused" in check:
-        return f"refused: {check['refused']}"
+        return f"refused by {_own_reason(check['refused'], side.removeprefix('fastconv '))}"
     words = f"largest difference from torch {check['difference']:.1e} of the largest output"
     if check.get("gradient_difference") is not None:
         words += f", of a gradient's norm {check['gradient_difference']:.1e}"
@@ -249,10 +269,19 @@ def _check_words(check):
 
 def _trust_lines(bench):
     lines = []
-    failed = [row.layer if row.asked == "auto" else f"{row.layer} [{row.asked}]" for row in bench.rows if row.failed()]
+    failed = [_who(row, bench) for row in bench.rows if row.check.startswith(FAILED)]
     if failed:
         lines.append(f"FAILED, not measured: {', '.join(failed)}")
-    if bench.interrupted:
+    for row in bench.rows:
+        lines += [f"FAILED, not measured: {name} in {_who(row, bench)}, {why}" for name, why in row.wrong.items()]
+    impossible = (row.check.partition(": ")[2] for row in bench.rows if row.check.startswith(IMPOSSIBLE))
+    lines += [f"{number} of {len(bench.rows)} rows cannot be run: {why}" for why, number in _tally(impossible).items()]
+    for name in bench.arguments.peers:
+        unable = _tally(row.unable.get(name) for row in bench.rows)
+        lines += [f"{name} not measured in {n} of {len(bench.rows)} rows: {why}" for why, n in unable.items()]
+    if bench.crash:
+        lines.append("Stopped by an error (below): only what was measured until then is shown.")
+    elif bench.interrupted:
         lines.append("Interrupted: only what was measured until then is shown.")
     reasons = bench.noise()
     if reasons:
@@ -262,10 +291,15 @@ def _trust_lines(bench):
     return ["", *lines]
 
 
-def finite(value):
-    """JSON has no infinities or NaN: they become null. Layout names and such stay as they are."""
-    if isinstance(value, dict):
-        return {str(k): finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _who(row, bench):
+    """The row's label, and its problem if others are called the same."""
+    alone = sum(other.label() == row.label() for other in bench.rows) == 1
+    return row.label() if alone else f"{row.label()} ({row.problem()})"
+
+
+def _tally(values):
+    found = {}
+    for value in values:
+        if value:
+            found[value] = found.get(value, 0) + 1
+    return found

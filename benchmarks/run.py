@@ -1,21 +1,39 @@
-"""`python -m benchmarks run`: verify every layer, then measure every layer and the whole network, then report."""
+"""`python -m benchmarks run`: verify every case on every side, then measure it, then report.
 
-import contextlib
-import json
+Cases (cases.py) times numbers of threads times algorithms are the rows (rows.py); contestants (contestants.py,
+peers.py) are the sides; trial.py verifies and measures; report.py and writers.py are the readers' and the machines'
+views.
+"""
+
 import pathlib
+import sys
+import traceback
+from dataclasses import dataclass
 
 import fastconv
 import torch
 
-from . import files, inputs, machine, measure, models, networks, peers, report, verify
+from . import cases, contestants, inputs, machine, models, networks, report, sweep, writers
+from .extras import need
+from .nearest import did_you_mean
+from .operands import Operands, TooLarge
+from .peers import PEERS
 from .progress import progress
-from .rows import row_of
-
-SCHEMA = 1
+from .rows import IMPOSSIBLE, Row, facts_of
+from .trial import Trial
+from .whole import WholeNetwork
 
 
 class BadArgument(Exception):
     """A command line that cannot be run; the text says why."""
+
+
+@dataclass
+class Work:
+    """A case and its rows, of every number of threads and every algorithm."""
+
+    case: object
+    rows: list
 
 
 class Bench:
@@ -23,250 +41,224 @@ class Bench:
 
     def __init__(self, arguments):
         self.arguments = arguments
-        self.network = networks.NETWORKS[arguments.network]
-        self.training = arguments.direction == "train"
-        self.image = arguments.image or self.network.image
-        self.rows, self.whole = [], {}
-        self.facts = self.peaks = self.peaks_after = None
-        self.interrupted = False
-        self._work = []  # (rows of a layer, its operands)
+        self.network = networks.NETWORKS[arguments.network] if arguments.network else None
+        self.image = (arguments.image or self.network.image) if self.network else None
+        self.rows, self.whole = [], []
+        self.facts, self.peaks, self.peaks_after = None, {}, {}
+        self.absent = {}  # peer that was asked for -> why it is not here
+        self.interrupted, self.crash = False, None  # the crash: a traceback
+        self.left_out = []  # layers of kinds that are no cases: parts of the whole network only
+        self._listed = []  # cases of everything but networks
+        self._sweep = {}
+
+    # --- arguments ---------------------------------------------------------------------------------------------
 
     def check_arguments(self):
-        known = peers.algorithms()
-        for name in self.arguments.algorithms:
-            if name not in known:
-                near = " or ".join(networks.nearest(name, known))
-                raise BadArgument(f"unknown algorithm '{name}'; did you mean {near}?")
-        layers = [layer.name for layer in self.network.layers]
-        for name in self.arguments.layers or ():
-            if name not in layers:
-                raise BadArgument(f"{self.network.name} has no layer '{name}'; it has {', '.join(layers)}")
-        if self.arguments.json and not pathlib.Path(self.arguments.json).resolve().parent.is_dir():
-            raise BadArgument(f"the folder of {self.arguments.json} does not exist")
-
-    def run(self):
-        if self.arguments.threads:
-            torch.set_num_threads(self.arguments.threads)
-        fastconv.set_accuracy(self.arguments.accuracy)
-        self.facts = machine.facts(fastconv, fastconv.ops.extension())
-        with contextlib.suppress(KeyboardInterrupt), progress() as bar:
-            self.interrupted = True
-            bar.stage("measuring the machine")
-            self.peaks = machine.peaks()
-            bar.stage("preparing the network")
-            model, x = self._prepare()
-            self._verify_layers(bar)
-            self._measure_layers(bar)
-            if not self.arguments.layers:
-                self._whole_network(model, x, bar)
-            self.peaks_after = machine.peaks()
-            self.interrupted = False
-
-    def _prepare(self):
-        network, arguments = self.network, self.arguments
-        model = models.build(network, arguments.seed)
-        image = x = inputs.load(self.image, network.input_shape, arguments.batch, arguments.seed)
-        for number, (layer, before, after) in enumerate(network.walk()):
-            module = getattr(model, layer.name) if layer.kind in ("conv", "linear") else None
-            if not arguments.layers or layer.name in arguments.layers:
-                asked = arguments.algorithms if layer.kind == "conv" else ["auto"]
-                rows = [row_of(layer, before, after, arguments.batch, self.training, number == 0, a) for a in asked]
-                operands = verify.Operands(layer, x, module, self.training, number == 0, arguments.seed)
-                self._work.append((rows, operands, before))
-                self.rows += rows
-            with torch.no_grad():
-                x = peers.torch_layer(layer, x, *((module.weight, module.bias) if module else ()))
-        return model, image
-
-    def _verify_layers(self, bar):
-        for done, (rows, operands, before) in enumerate(self._work):
-            layer = operands.layer
-            bar.stage(f"verifying {layer.name}")
-            bar.to(0.2 * done / len(self._work))
-            reference = verify.reference(operands)
-            function = peers.call("torch", layer)
-            torchs = {
-                layout: verify.errors(operands, function, layout, reference) for layout in models.layouts_of(layer)
-            }
-            for row in rows:
-                row.errors["torch"] = torchs
-                self._verify_row(row, operands, before, reference)
-
-    def _verify_row(self, row, operands, before, reference):
-        layer = operands.layer
-        row.saved_bytes["torch"] = self._saved("torch", layer, operands)
-        if layer.kind == "linear":
-            row.check = "ok"  # torch's own layer on both sides
-            return
-        ours = row.errors["fastconv"] = {}
-        function = peers.call("fastconv", layer, row.asked)
-        try:
-            for layout in models.LAYOUTS:
-                first = layer is self.network.layers[0]
-                row.choices[layout] = peers.choices(
-                    layer, before, self.arguments.batch, layout, self.training, first, row.asked
-                )
-                ours[layout] = verify.errors(operands, function, layout, reference)
-        except RuntimeError as refusal:
-            if not str(refusal).startswith("fastconv: no algorithm"):
-                raise
-            row.check = f"refused: {refusal}"
-            return
-        row.saved_bytes["fastconv"] = self._saved("fastconv", layer, operands, row.asked)
-        names, accuracy = operands.names(), self.arguments.accuracy
-        complaints = (
-            f"{layout}, {words}"
-            for layout in models.LAYOUTS
-            if (words := verify.complaint(names, ours[layout], row.errors["torch"][layout], accuracy))
+        """Raises BadArgument before anything is run."""
+        arguments = self.arguments
+        sources = [arguments.network, arguments.suite, arguments.csv_file, arguments.problem]
+        if sum(bool(source) for source in sources) != 1:
+            raise BadArgument("name one thing to run: a network, --suite, --problem or --csv-file")
+        arguments.accuracy = arguments.accuracy or fastconv.get_accuracy()
+        known = contestants.algorithms()
+        arguments.algorithms = list(
+            dict.fromkeys(n for name in arguments.algorithms for n in (known if name == "all" else [name]))
         )
-        wrong = next(complaints, None)
-        row.check = f"failed: {wrong}" if wrong else "ok"
-
-    def _saved(self, side, layer, operands, asked="auto"):
-        x, weight, bias, _ = operands.of("nchw")
-        x = x.detach().requires_grad_(layer is not self.network.layers[0])
-        parameters = [t.detach().requires_grad_() for t in (weight, bias) if t is not None]
-        function = peers.call(side, layer, asked)
-        padded = [*parameters, None, None][:2]
-        return peers.saved_bytes(lambda: function(x, *padded), parameters)
-
-    def _measure_layers(self, bar):
-        for done, (rows, operands, _) in enumerate(self._work):
-            layer = operands.layer
-            contestants, samples = {}, {}
-            for layout in models.layouts_of(layer):
-                self._enter(contestants, samples, rows, "torch", layout, operands)
-                for row in rows:
-                    if row.kind != "linear" and row.passed():
-                        self._enter(contestants, samples, [row], "fastconv", layout, operands, row.asked)
-            bar.stage(f"measuring {layer.name}")
-            with torch.set_grad_enabled(self.training):
-                measure.interleaved(
-                    contestants,
-                    samples,
-                    self.arguments.runs,
-                    self.arguments.min_time,
-                    tick=lambda part, done=done: bar.to(0.2 + 0.65 * (done + part) / len(self._work)),
-                )
+        self._names("algorithm", arguments.algorithms, known)
+        arguments.peers = list(
+            dict.fromkeys(n for name in arguments.peers for n in (PEERS if name == "all" else [name]))
+        )
+        self._names("peer", arguments.peers, PEERS)
+        walked = [layer for layer, _, _ in self.network.walk()] if self.network else []
+        layers = [layer.name for layer in walked if layer.kind in cases.KINDS]
+        self.left_out = [layer.name for layer in walked if layer.kind not in cases.KINDS]
+        for name in arguments.layers or ():
+            if name not in layers:
+                had = f"it has {', '.join(layers)}" if layers else "--layers is for networks"
+                raise BadArgument(f"{arguments.network or 'this'} has no layer '{name}'; {had}")
+        for path in (arguments.json, arguments.csv, arguments.md):
+            if path and not pathlib.Path(path).resolve().parent.is_dir():
+                raise BadArgument(f"the folder of {path} does not exist")
+        try:
+            self._sweep = sweep.parse(arguments.sweep)
+            self._listed = self._list_cases()
+        except ValueError as bad:  # BadSweep, BadSuite, a text that is no problem
+            raise BadArgument(str(bad)) from None
+        for key in ("batch", "pass"):
+            option = getattr(arguments, {"pass": "direction"}.get(key, key))
+            if option and key in self._sweep:
+                raise BadArgument(f"--{key} and --sweep {key}=... contradict each other")
+            if option:
+                self._sweep[key] = [option]
 
     @staticmethod
-    def _enter(contestants, samples, rows, side, layout, operands, asked="auto"):
-        """Add a contestant; its samples go into each of `rows`."""
-        function = peers.call(side, operands.layer, asked)
-        tensors = operands.of(layout)
-        name = (side, layout, asked)
-        contestants[name] = lambda: peers.forward_and_gradients(function, *tensors)
-        samples[name] = []
-        for row in rows:
-            row.samples.setdefault(side, {})[layout] = samples[name]
+    def _names(what, given, known):
+        for name in given:
+            if name not in known:
+                raise BadArgument(f"unknown {what} '{name}'; {did_you_mean(name, known)}")
 
-    def _whole_network(self, model, x, bar):
-        whole = self.whole
-        bar.stage("verifying the whole network")
-        whole.update(samples={}, check={}, saved_bytes={}, parameters=self.network.parameters())
-        contestants, samples = {}, {}
-        for layout in models.LAYOUTS:
-            image = x.clone(memory_format=models.LAYOUTS[layout])
-            pair = {"torch": models.twin(model, layout), "fastconv": peers.converted(models.twin(model, layout))}
-            expected = self._results(self._step(pair["torch"], image, "auto"))
-            for side, net in pair.items():
-                for asked in ["auto"] if side == "torch" else self.arguments.algorithms:
-                    step = self._step(net, image, asked)
-                    if side == "fastconv":
-                        check = self._check_network(step, expected)
-                        whole["check"].setdefault(asked, {})[layout] = check
-                        if not check.get("ok"):
-                            continue
-                    name, label = (side, layout, asked), side if side == "torch" else f"fastconv {asked}"
-                    contestants[name], samples[name] = step, []
-                    whole["samples"].setdefault(label, {})[layout] = samples[name]
-                if layout == "nchw":
-                    forward = lambda net=net, image=image: net(image)  # noqa: E731
-                    whole["saved_bytes"][side] = peers.saved_bytes(forward, list(net.parameters()))
-        bar.stage("measuring the whole network")
-        with torch.set_grad_enabled(self.training):
-            measure.interleaved(
-                contestants,
-                samples,
-                self.arguments.runs,
-                3 * self.arguments.min_time,
-                tick=lambda part: bar.to(0.85 + 0.15 * part),
-            )
+    def _list_cases(self):
+        arguments = self.arguments
+        if arguments.suite:
+            return cases.of_suite(arguments.suite)
+        if arguments.csv_file:
+            return cases.of_csv(arguments.csv_file)
+        return [cases.of_text(text) for text in arguments.problem or ()]
 
-    def _step(self, net, image, asked):
-        """A function that returns [output] or, training, also the gradients of its cross entropy (or sum)."""
-        parameters = list(net.parameters())
-        labels = torch.zeros(len(image), dtype=torch.long)
-        context = contextlib.nullcontext if asked == "auto" else lambda: peers.forced(asked)
+    def numbers_of_threads(self):
+        return self.arguments.threads or [torch.get_num_threads()]
 
-        def step():
-            with context():
-                y = net(image)
-                if not self.training:
-                    return [y]
-                loss = torch.nn.functional.cross_entropy(y, labels) if y.dim() == 2 else y.sum()
-                return [y, *torch.autograd.grad(loss, parameters)]
+    # --- the run -----------------------------------------------------------------------------------------------
 
-        return step
-
-    def _results(self, step):
-        with torch.set_grad_enabled(self.training):
-            return step()
-
-    def _check_network(self, step, expected):
+    def run(self):
+        machine.ieee()
+        self.absent = {name: why for name in self.arguments.peers if (why := PEERS[name].absent())}
+        self.facts = machine.facts(fastconv, fastconv.ops.extension())
+        self.facts["peers"] = {name: PEERS[name].version() for name in self._peers()}
+        dtypes = self._sweep.get("dtype") or list(dict.fromkeys(c.dtype for c in self._listed)) or ["f32"]
+        self.interrupted = True
         try:
-            return verify.compare_networks(self._results(step), expected)
-        except RuntimeError as refusal:
-            if not str(refusal).startswith("fastconv: no algorithm"):
-                raise
-            return {"ok": False, "refused": str(refusal)}
+            with progress() as bar, contestants.accuracy(self.arguments.accuracy):
+                self._run(bar, dtypes)
+                self.interrupted = False
+        except KeyboardInterrupt:
+            pass
+        except BadArgument:
+            raise
+        except Exception:  # hours may have been measured before it: they are shown and written first
+            self.crash = traceback.format_exc()
+
+    def _run(self, bar, dtypes):
+        bar.stage("measuring the machine")
+        self.peaks = self._all_peaks(dtypes)
+        bar.stage("preparing")
+        works, model, x = self._prepare()
+        share = 1.0 if model is None else 0.85  # of the bar; the rest is the whole network's
+        for number, work in enumerate(works):
+            self._one(work, bar, lambda part, at=number: bar.to(share * (at + part) / len(works)))
+        if model is not None:
+            self._whole_network(model, x, bar, share)
+        self.peaks_after = self._all_peaks(dtypes)
+
+    def _peers(self):
+        return [name for name in self.arguments.peers if name not in self.absent]
+
+    def _all_peaks(self, dtypes):
+        found = {}
+        for threads in self.numbers_of_threads():
+            torch.set_num_threads(threads)
+            found[threads] = machine.peaks(tuple(dtypes))
+        return found
+
+    def _prepare(self):
+        """(the work, and of a network that is run as a whole: its model and input)"""
+        arguments, batches = self.arguments, self._sweep.pop("batch", None)
+        found, model, x = [], None, None
+        if self.network:
+            model = models.build(self.network, arguments.seed)
+            for batch in batches or [1]:
+                x = inputs.load(self.image, self.network.input_shape, batch, arguments.seed)
+                found += self._cases_of_network(model, x)
+        else:
+            found = sweep.apply(self._listed, {**self._sweep, **({"batch": batches} if batches else {})})
+        works = [Work(case, self._rows_of(case)) for case in found]
+        self.rows = [row for work in works for row in work.rows]
+        whole = self.network and not arguments.layers and not arguments.sweep
+        return works, *((model, x) if whole else (None, None))
+
+    def _cases_of_network(self, model, x):
+        """Forward passes are those of inference, gradients those of training, where layers may differ (normalisation
+        is not folded, auxiliary heads run)."""
+        passes, found = self._sweep.get("pass", ["fwd"]), []
+        for training in (False, True):
+            wanted = [direction for direction in passes if (direction != "fwd") == training]
+            if wanted:
+                try:
+                    of_layers = cases.of_network(self.network, model, x, self.arguments.layers, training)
+                except ValueError as error:  # batch normalisation wants more than one value per channel
+                    raise BadArgument(f"{self.network.name} with batch {len(x)}: {error}") from None
+                found += sweep.apply(of_layers, {**self._sweep, "pass": wanted})
+        return found
+
+    def _rows_of(self, case):
+        accuracy = case.accuracy or self.arguments.accuracy
+        asked = self.arguments.algorithms if case.kind == "conv" else ["auto"]
+        return [Row(case, name, threads, accuracy) for threads in self.numbers_of_threads() for name in asked]
+
+    def _one(self, work, bar, tick):
+        """Verify and measure a case; a problem that PyTorch does not take is said so in its rows."""
+        case, arguments, counts = work.case, self.arguments, self.numbers_of_threads()
+        name = case.name or case.kind
+        torch.set_num_threads(max(counts))
+        bar.stage(f"verifying {name}")
+        try:
+            operands = Operands(case, arguments.seed, machine.free_memory())
+            reference = [t.detach() for t in operands.reference(contestants.torch_results)]
+            facts = facts_of(case, fastconv.ops.extension())
+            texts = case.texts(arguments.accuracy)
+        except (TooLarge, RuntimeError, ValueError, TypeError, OverflowError) as error:
+            for row in work.rows:
+                row.check = f"{IMPOSSIBLE}: {str(error).strip()}"
+            return
+        for row in work.rows:
+            row.facts, row.texts = facts, texts
+        with (
+            contestants.accuracy(case.accuracy or arguments.accuracy),
+            torch.set_grad_enabled(case.direction == "train"),
+        ):
+            for at, threads in enumerate(counts):
+                torch.set_num_threads(threads)
+                rows = [row for row in work.rows if row.threads == threads]
+                bar.stage(f"verifying {name}")
+                trial = Trial(case, operands, reference, rows, threads)
+                trial.verify(self._peers())
+                bar.stage(f"measuring {name}")
+                part = lambda done, at=at: tick((at + done) / len(counts))  # noqa: E731
+                trial.measure(arguments.runs, arguments.min_time, part)
+
+    def _whole_network(self, model, x, bar, share):
+        arguments, counts = self.arguments, self.numbers_of_threads()
+        for at, threads in enumerate(counts):
+            torch.set_num_threads(threads)
+            compiled = "torch.compile" in self._peers()
+            direction = (self._sweep.get("pass") or ["fwd"])[0]
+            if direction not in ("fwd", "train"):
+                return
+            one = WholeNetwork(self.network, len(x), direction, arguments.algorithms, threads, compiled)
+            self.whole.append(one)
+            part = lambda done, at=at: bar.to(share + (1 - share) * (at + done) / len(counts))  # noqa: E731
+            one.run(model, x, arguments.runs, 3 * arguments.min_time, bar.stage, part)
+
+    # --- what came out -----------------------------------------------------------------------------------------
 
     def failed(self):
-        networks_checked = [c for layouts in self.whole.get("check", {}).values() for c in layouts.values()]
-        return any(row.failed() for row in self.rows) or any(
-            not c["ok"] and "refused" not in c for c in networks_checked
-        )
+        return bool(self.crash) or any(each.failed() for each in (*self.rows, *self.whole))
 
     def noise(self):
         """Reasons not to trust the times; None if nobody looked."""
         if not self.peaks:
             return None
-        return machine.noise(self.peaks, self.peaks_after, [row.spread() for row in self.rows if row.measured()])
-
-    def as_json(self):
-        arguments = self.arguments
-        return {
-            "schema": SCHEMA,
-            "kind": "fastconv network benchmark",
-            "network": self.network.name,
-            "source": self.network.source,
-            "image": self.image,
-            "batch": arguments.batch,
-            "pass": arguments.direction,
-            "weights": f"random, seed {arguments.seed}",
-            "seed": arguments.seed,
-            "dtype": "float32",
-            "interrupted": self.interrupted,
-            "machine": self.facts,
-            "peaks": self.peaks,
-            "peaks_after": self.peaks_after,
-            "noise": self.noise(),
-            "peak_rss_bytes": machine.peak_rss(),
-            "rows": [row.as_json(self.peaks) for row in self.rows],
-            "whole_network": report.whole_as_json(self),
-        }
+        reasons = []
+        for threads, before in self.peaks.items():
+            spreads = [row.spread() for row in self.rows if row.threads == threads and row.measured()]
+            reasons += machine.noise(before, self.peaks_after.get(threads), spreads)
+        return list(dict.fromkeys(reasons))
 
 
-def write_json(path, data):
-    files.replace(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+def check_terminal():
+    """Says that rich is missing before the run, not after it."""
+    if sys.stdout.isatty() or sys.stderr.isatty():
+        need("rich", "for the table and the progress bar")
 
 
 def run(arguments):
     """Run, print, write. Returns the exit status: 1 if a check failed, 130 after Ctrl-C, else 0."""
+    check_terminal()
     bench = Bench(arguments)
     bench.check_arguments()
     bench.run()
     report.show(bench)
-    if arguments.json:
-        write_json(arguments.json, report.finite(bench.as_json()))
+    writers.write(bench)
+    if bench.crash:
+        print(bench.crash, file=sys.stderr)
     return 1 if bench.failed() else 130 if bench.interrupted else 0

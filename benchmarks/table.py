@@ -96,6 +96,16 @@ class Table:
         wrapped = (textwrap.fill(note, width, subsequent_indent="  ", initial_indent="* ") for note in self.notes)
         return "\n" + "\n".join(wrapped) + "\n" if self.notes else ""
 
+    def markdown(self):
+        """The whole table in Markdown; the notes follow as a list."""
+        escape = lambda cells: [cell.replace("|", "\\|") or " " for cell in cells]  # noqa: E731
+        line = lambda cells: f"| {' | '.join(escape(cells))} |"  # noqa: E731
+        rule = ["---:" if column.right else "---" for column in self.columns]
+        bold = [[f"**{cell}**" if cell else cell for cell in row] for row in self.totals]
+        rows = [[column.name for column in self.columns], rule, *self.rows, *bold]
+        notes = "".join(f"* {note}\n" for note in self.notes)
+        return f"## {self.title}\n\n" + "\n".join(map(line, rows)) + "\n" + (f"\n{notes}" if notes else "")
+
     def print(self, file=None):
         file = file or sys.stdout
         if not file.isatty():

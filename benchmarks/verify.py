@@ -1,20 +1,20 @@
-"""Outputs first, times after: every layer's results on both sides against PyTorch's in float64.
+"""Outputs first, times after: every side's results against PyTorch's in float64.
 
 The error of a result is max |y - reference| / max |reference|. fastconv passes if each result's error is at most twice
-that of PyTorch's own float32 result in the same layout, plus 2^-23, one rounding at the largest value (the accuracy
-class "torch"), or at most what the chosen class allows. NaN, infinities and wrong shapes never pass.
+that of PyTorch's own result in the same dtype and layout, plus one rounding at the largest value (the accuracy class
+"torch"), or at most what the chosen class allows. Peers pass if they compute in the dtype that they are asked for. NaN,
+infinities and wrong shapes never pass.
 """
 
-import dataclasses
 import math
 
 import torch
 
-from . import peers
-from .models import LAYOUTS
+from .operands import DTYPES
 
-FLOOR = 2.0**-23
 CLASS_BOUNDS = {"torch": 0.0, "fast": 2e-6, "fastest": 1.2e-5}
+# Peers may choose algorithms less accurate than PyTorch's: four times its error, or what "fastest" allows.
+_PEER_FACTOR = 4
 # Whole networks: the layers' roundings add up on both sides, 1e-6 is usual. Gradients differ more: a rounding switches
 # single units that sit at ReLU's kink, which costs VGG-16 about 1e-3 of some gradient's norm.
 NETWORK_BOUND, GRADIENT_BOUND = 1e-4, 1e-2
@@ -31,81 +31,40 @@ def error(result, reference):
     return difference / largest if largest > 0 else (0.0 if difference == 0 else math.inf)
 
 
-class Operands:
-    """A layer's tensors in both layouts and in float64: the input that the real picture gives, the model's weights.
-
-    `dy` (training only) is normal noise, but zero where the output is within rounding of ReLU's kink: there the two
-    sides and the reference may rightly disagree on whether the gradient passes. `first` layers want no gradient of
-    their input.
-    """
-
-    def __init__(self, layer, x, module, training, first, seed):
-        self.layer, self.training = layer, training
-        parameters = (None, None) if module is None else (module.weight.detach(), _data(module.bias))
-        self._base = [x.detach(), *parameters]
-        self._wants = [training and not first, training, training]
-        self._dy = None
-        if training:
-            with torch.no_grad():
-                linear = dataclasses.replace(layer, relu=False) if getattr(layer, "relu", False) else layer
-                y = peers.torch_layer(linear, *(None if t is None else t.double() for t in self._base))
-            self._dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed))
-            if linear is not layer:
-                self._dy[y.abs() < 1e-5 * y.abs().max()] = 0
-        self._made = {}
-
-    def of(self, layout):
-        """(x, weight, bias, dy) in "nchw", "nhwc" or "f64"."""
-        if layout == "f64":
-            return self._make(lambda t: t.double())
-        if layout not in self._made:
-            convert = layout != "nchw"  # the tensors are NCHW already: no copy of 100 million weights
-            self._made[layout] = self._make(
-                lambda t: t.clone(memory_format=LAYOUTS[layout]) if convert and t.dim() == 4 else t.detach()
-            )
-        return self._made[layout]
-
-    def _make(self, change):
-        tensors = []
-        for tensor, wants in zip(self._base, self._wants, strict=True):
-            tensors.append(None if tensor is None else change(tensor).requires_grad_(wants))
-        return (*tensors, None if self._dy is None else change(self._dy))
-
-    def names(self):
-        """What run() returns, in words."""
-        present = [t is not None and wants for t, wants in zip(self._base, self._wants, strict=True)]
-        gradients = [f"gradient of {n}" for n, p in zip(("input", "weight", "bias"), present, strict=True) if p]
-        return ["output", *gradients]
-
-    def run(self, function, layout):
-        """The results of a side: [output, gradients...]."""
-        with torch.set_grad_enabled(self.training):
-            return peers.forward_and_gradients(function, *self.of(layout))
-
-
-def _data(parameter):
-    return None if parameter is None else parameter.detach()
-
-
-def reference(operands):
-    return [t.detach() for t in operands.run(peers.call("torch", operands.layer), "f64")]
-
-
-def errors(operands, function, layout, references):
-    """One error for each result."""
-    results = operands.run(function, layout)
+def errors(results, references):
+    """One error for each result; infinite ones if there are more or fewer than expected."""
     if len(results) != len(references):
         return [math.inf] * len(references)
     return [error(r.detach(), e) for r, e in zip(results, references, strict=True)]
 
 
-def complaint(names, ours, torchs, accuracy="torch"):
-    """Why fastconv's errors (of the results called `names`) do not pass beside torch's; None if they do."""
-    for i, (mine, theirs) in enumerate(zip(ours, torchs, strict=True)):
-        bound = max(2 * theirs, CLASS_BOUNDS[accuracy]) + FLOOR
+def rounding(dtype):
+    """One rounding at the largest value; in float64, where the reference is rounded as often as the result, 32."""
+    return torch.finfo(DTYPES[dtype]).eps * (32 if dtype == "f64" else 1)
+
+
+def _exceeds(names, found, bounds):
+    for name, mine, bound in zip(names, found, bounds, strict=True):
         if not mine <= bound:  # NaN fails too
-            return f"{names[i]}: error {mine:.2g} exceeds {bound:.2g}"
+            return f"{name}: error {mine:.2g} exceeds {bound:.2g}"
     return None
+
+
+def complaint(names, ours, torchs, accuracy="torch", dtype="f32"):
+    """Why fastconv's errors (of the results called `names`) do not pass beside torch's; None if they do."""
+    return _exceeds(names, ours, [max(2 * e, CLASS_BOUNDS[accuracy]) + rounding(dtype) for e in torchs])
+
+
+def peer_complaint(names, found, torchs, dtype="f32"):
+    """Why a peer's errors do not pass: it computes something else, or in fewer bits than asked for."""
+    loosest = CLASS_BOUNDS["fastest"] if dtype == "f32" else 0.0
+    return _exceeds(names, found, [max(_PEER_FACTOR * e, loosest) + rounding(dtype) for e in torchs])
+
+
+def torch_complaint(names, found, dtype="f32"):
+    """Why PyTorch's own errors do not pass: half of the digits must be right (float32: 3.5e-4, which products in bf16
+    miss)."""
+    return _exceeds(names, found, [rounding(dtype) ** 0.5] * len(found))
 
 
 def compare_networks(ours, theirs):

@@ -3,8 +3,7 @@
 import fastconv
 import pytest
 import torch
-from benchmarks import formulas, inputs, measure, networks, peers, rows, table, verify
-from benchmarks.layers import AvgPool, Conv, MaxPool
+from benchmarks import cases, contestants, formulas, inputs, measure, networks, operands, table, verify
 
 _C = fastconv.ops.extension()
 NETWORKS = networks.NETWORKS
@@ -33,23 +32,21 @@ def test_formulas_on_numbers_worked_by_hand():
     assert formulas.pool_flops(1, 6, 14, 14, 2, 2) == 4704
     assert formulas.layer_bytes(100, 10, 50) == 640
     assert formulas.layer_bytes(100, 0, 25, offset_bytes=1) == 525
-    assert formulas.conv_gradient_bytes(100, 10, 50, grad_bias=2, masked=True) == 4 * (100 + 10 + 100 + 2)
     assert formulas.roofline_seconds(6e9, 1e9, 3e9, 1e9) == 2.0
     assert formulas.roofline_seconds(6e9, 5e9, 3e9, 1e9) == 5.0
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["fwd", "train"])
 @pytest.mark.parametrize("layer, before, after", EVERY_LAYER)
-def test_formulas_agree_with_the_extensions_problems(layer, before, after, training):
+def test_formulas_agree_with_the_extensions_problems(layer, before, after):
     if layer.kind == "linear":
         assert layer.macs(before, 3) == 3 * formulas.elements(before) * after[0]
         return
-    row = rows.row_of(layer, before, after, 3, training, False, "auto")
-    facts = [_C.problem_facts(c["problem"]) for c in peers.choices(layer, before, 3, "nchw", training, False, "auto")]
-    assert all((f["p"], f["q"]) == after[1:] for f in facts)
-    assert row.flops == sum(f["flops"] for f in facts)
-    assert row.macs == sum(f.get("macs", 0) for f in facts)
-    assert row.minimum_bytes == sum(f["minimum_bytes"] for f in facts)
+    facts = _C.problem_facts(_C.problem_text(layer.problem(before, 3, "nchw")))
+    assert (facts["p"], facts["q"]) == after[1:]
+    assert facts["flops"] == layer.flops(before, 3)
+    assert facts.get("macs", 0) == layer.macs(before, 3)
+    x, y = 3 * formulas.elements(before), 3 * formulas.elements(after)
+    assert facts["minimum_bytes"] == formulas.layer_bytes(x, layer.parameters(before), y)
 
 
 @pytest.mark.parametrize("image", inputs.IMAGES)
@@ -103,23 +100,36 @@ def test_errors_never_let_nan_pass():
     assert verify.error(torch.tensor([0.0]), torch.tensor([0.0])) == 0.0
     assert verify.complaint(["output"], [2e-7], [1e-7]) is None
     assert "exceeds" in verify.complaint(["output"], [4e-7], [1e-7])
+    assert verify.complaint(["output"], [2e-6], [1e-7], accuracy="fast") is None
+    assert verify.complaint(["output"], [4e-3], [0.0], dtype="bf16") is None  # one rounding: 2^-7
+    assert "exceeds" in verify.peer_complaint(["output"], [3e-3], [1e-7])  # a peer that computes in bf16 or tf32
+    assert verify.peer_complaint(["output"], [1e-5], [1e-7]) is None
+    assert "exceeds" in verify.torch_complaint(["output"], [3e-3])
     assert "gradient of weight" in verify.complaint(["output", "gradient of weight"], [0.0, float("nan")], [0.0, 0.0])
 
 
-def saved(side, layer, x, *parameters):
-    return peers.saved_bytes(lambda: peers.call(side, layer)(x, *[*parameters, None, None][:2]), parameters)
+def conv_case(**fields):
+    given = {"n": 2, "c": 3, "h": 8, "w": 8, "k": 5, "r": 3, "s": 3, "pad_top": 1, "pad_left": 1, **fields}
+    common = {"kind": "conv", "stride_h": 1, "stride_w": 1, "groups": 1, "dtype": "f32", "bias": True}
+    return cases.Case("layer", "test", {**common, "activation": "relu", **given})
+
+
+def pool_case(kind):
+    sizes = {"n": 2, "c": 3, "h": 8, "w": 8, "r": 2, "s": 2, "stride_h": 2, "stride_w": 2, "pad_top": 0, "pad_left": 0}
+    return cases.Case("pool", "test", {"kind": kind, "ceil_mode": False, "dtype": "f32", **sizes})
 
 
 def test_saved_bytes_are_what_backward_keeps():
-    x = torch.randn(2, 3, 8, 8, requires_grad=True)
-    weight, bias = torch.randn(5, 3, 3, 3, requires_grad=True), torch.randn(5, requires_grad=True)
-    conv = Conv("conv", 5, 3, padding=1, relu=True)
+    def saved(case, side):
+        return contestants.saved_for_backward(case, side, operands.Operands(case).of("nchw"))
+
+    conv = conv_case()
     # input and output, 4 bytes each; the weight is a parameter
-    assert saved("torch", conv, x, weight, bias) == saved("fastconv", conv, x, weight, bias) == 4 * 2 * 64 * (3 + 5)
-    pool = MaxPool("pool", 2, 2)
-    assert saved("torch", pool, x) == 4 * x.numel() + 8 * 2 * 3 * 16  # input, 64-bit indices
-    assert saved("fastconv", pool, x) == 2 * 3 * 16  # 8-bit offsets
-    assert saved("fastconv", AvgPool("pool", 2, 2), x) == 0
+    assert saved(conv, "torch") == saved(conv, "fastconv") == 4 * 2 * 64 * (3 + 5)
+    pool = pool_case("max")
+    assert saved(pool, "torch") == 4 * 2 * 3 * 64 + 8 * 2 * 3 * 16  # input, 64-bit indices
+    assert saved(pool, "fastconv") == 2 * 3 * 16  # 8-bit offsets
+    assert saved(pool_case("avg"), "fastconv") == 0
 
 
 def sample_table():
@@ -162,21 +172,19 @@ def test_nearest_names():
 
 
 def test_gradients_are_checked_away_from_relus_kink_only():
-    conv = Conv("conv", 1, 1, relu=True)
-    module = torch.nn.Conv2d(1, 1, 1)
-    with torch.no_grad():
-        module.weight.fill_(1.0)
-        module.bias.fill_(0.0)
+    one = {"n": 1, "c": 1, "h": 2, "w": 2, "k": 1, "r": 1, "s": 1, "pad_top": 0, "pad_left": 0}
     x = torch.tensor([1.0, -1.0, 1e-7, -1e-7]).view(1, 1, 2, 2)
-    operands = verify.Operands(conv, x, module, training=True, first=False, seed=0)
-    *_, dy = operands.of("nchw")
-    assert (dy.flatten() != 0).tolist() == [True, True, False, False]
-    assert operands.names() == ["output", "gradient of input", "gradient of weight", "gradient of bias"]
-    reference = verify.reference(operands)
+    case = conv_case(**one).replace(direction="train", tensors=(x, torch.ones(1, 1, 1, 1), torch.zeros(1)))
+    made = operands.Operands(case)
+    assert (made.of("nchw").dy.flatten() != 0).tolist() == [True, True, False, False]
+    assert made.result_names() == ["output", "gradient of input", "gradient of weight", "gradient of bias"]
+    reference = [t.detach() for t in made.reference(contestants.torch_results)]
     assert len(reference) == 4
-    right = verify.errors(operands, peers.call("fastconv", conv), "nhwc", reference)
+    right = verify.errors(contestants.fastconv_call(case, made.of("nhwc"), "auto")(), reference)
     assert max(right) < 1e-6
-    wrong = verify.errors(operands, lambda x, w, b: peers.torch_layer(conv, x, 1.01 * w, b), "nchw", reference)
+    tensors = made.of("nchw")
+    tensors.weight = (1.01 * tensors.weight.detach()).requires_grad_()
+    wrong = verify.errors(contestants.torch_results(case, tensors), reference)
     assert all(e > 5e-3 for e in (wrong[0], wrong[1]))
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from ..report import finite
+from ..files import finite
 from .summary import geometric_mean
 
 _LISTS = ("steps", "rows", "failed")

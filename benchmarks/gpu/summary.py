@@ -5,7 +5,7 @@ import math
 import sys
 
 from .. import files
-from ..report import finite
+from ..files import finite
 from ..table import Column, Table
 from . import layers, machine
 
