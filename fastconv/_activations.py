@@ -98,7 +98,7 @@ def label(word):
 
 
 def word_for(name, options):
-    """The word for an activation with torch's options (negative_slope, alpha, approximate), or None: no kernel has it."""
+    """The word for an activation with torch's options (negative_slope, alpha, approximate); None: no kernel has it."""
     if options.get("approximate", "none") != "none":
         return None
     if name not in _PARAMETERS:

@@ -1,8 +1,8 @@
-"""ResNet's `relu(conv(x) + identity)`, with a BatchNorm2d after the convolution or not, as one call of the convolution.
+"""ResNet's `relu(conv(x) + identity)`, with a BatchNorm2d after the convolution or not, as the convolution's work.
 
-The forward that computes it is generated anew by torch.fx: `conv(x, identity)`, then `norm(y, identity)`, stand where the
-sum stood, and sum and activation are gone. In eval mode the convolution does all of it in one kernel; while the BatchNorm
-uses the batch's statistics, it is the BatchNorm that adds and activates.
+The forward that computes it is generated anew by torch.fx: `conv(x, identity)`, then `norm(y, identity)`, stand where
+the sum stood, and sum and activation are gone. In eval mode the convolution does all of it in one kernel; while the
+BatchNorm uses the batch's statistics, it is the BatchNorm that adds and activates.
 """
 
 import torch

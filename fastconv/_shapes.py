@@ -164,7 +164,8 @@ def conv_transpose2d(
         )
     torch._check(groups > 0, lambda: "non-positive groups is not supported")
     torch._check(
-        w[0] == x[1], lambda: f"Given transposed=1, weight of size {list(w)}, expected input{list(x)} to have {w[0]} channels"
+        w[0] == x[1],
+        lambda: f"Given transposed=1, weight of size {list(w)}, expected input{list(x)} to have {w[0]} channels",
     )
     _check_same(weight, input, "weight")
     sizes, reached, sides = transposed_sizes(x, w, stride, padding, output_padding, groups, dilation)

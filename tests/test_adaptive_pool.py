@@ -24,7 +24,8 @@ def one_thread():
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)), dtype=torch.float64).to(dtype)
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def same(ours, theirs):
@@ -52,7 +53,8 @@ def test_values(size, dtype, last):
 @pytest.mark.parametrize("batch", [0, 2])
 def test_nothing_in_or_out(size, batch):
     x = torch.ones(batch, 3, 5, 4, requires_grad=True)
-    for ours, theirs in ((FF.adaptive_avg_pool2d, F.adaptive_avg_pool2d), (FF.adaptive_max_pool2d, F.adaptive_max_pool2d)):
+    for name in ("adaptive_avg_pool2d", "adaptive_max_pool2d"):
+        ours, theirs = getattr(FF, name), getattr(F, name)
         y = ours(x, size)
         same(y, theirs(x, size))
         (gradient,) = torch.autograd.grad(y.sum(), x)  # torch refuses where there is no window
@@ -83,10 +85,9 @@ def test_nan_wins():
 def test_views_are_read_as_they_are():
     x = randn(3, 4, 7, 9)
     for name, view in views(x):
-        view = view.to(torch.float64)
         for f in ("adaptive_avg_pool2d", "adaptive_max_pool2d"):
-            ours, theirs = getattr(FF, f)(view, (3, 4)), getattr(F, f)(x.float().double(), (3, 4))
-            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, msg=lambda text: f"{name}: {text}")
+            ours, theirs = getattr(FF, f)(view, (3, 4)).double(), getattr(F, f)(x, (3, 4))
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("size", [(2, 3), (3, 4), 1, (6, 5)], ids=str)
@@ -187,8 +188,11 @@ def test_explain():
     for function, text in (
         (lambda: FF.adaptive_avg_pool2d(x, (3, 2)), "avgpool n1c3h7w8 r3s4 st1 pd0 dl1 f32 nchw fwd adaptive p3q2"),
         (lambda: FF.adaptive_max_pool2d(x, 1), "maxpool n1c3h7w8 r7s8 st7x8 pd0 dl1 f32 nchw fwd"),
-        (lambda: FF.adaptive_max_pool2d(x, (3, 2), True), "maxpool n1c3h7w8 r3s4 st1 pd0 dl1 f32 nchw fwd off8 adaptive p3q2"),
-    ):  # fmt: skip
+        (
+            lambda: FF.adaptive_max_pool2d(x, (3, 2), True),
+            "maxpool n1c3h7w8 r3s4 st1 pd0 dl1 f32 nchw fwd off8 adaptive p3q2",
+        ),
+    ):
         explanation = fastconv.explain(function)
         assert explanation.rows[0]["problem"] == text and None not in explanation.chosen
 

@@ -94,11 +94,15 @@ def pool_samples(last, wanted):
     yield "lp_pool2d_backward", (gy_like(y, wanted), z, y.clone().requires_grad_(wanted)), conf
 
 
+def all_samples(*args):
+    return *conv_samples(*args), *transposed_samples(*args), *pool_samples(*args)
+
+
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("wanted", [False, True], ids=["values", "gradients"])
 @pytest.mark.parametrize("operator", fastconv.ops.OPERATORS)
 def test_opcheck(operator, wanted, last):
-    samples = [s for s in (*conv_samples(last, wanted), *transposed_samples(last, wanted), *pool_samples(last, wanted)) if s[0] == operator]
+    samples = [s for s in all_samples(last, wanted) if s[0] == operator]
     assert samples
     for _, args, kwargs in samples:
         torch.library.opcheck(getattr(OPS, operator).default, args, kwargs)

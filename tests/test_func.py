@@ -103,7 +103,7 @@ TRANSFORMS = {
     "jacfwd": lambda f: jacfwd(f, (1, 2)),
     "hessian": lambda f: hessian(lambda *a: f(*a).square().sum(), (1, 2)),
     "reverse over forward": lambda f: jacrev(jacfwd(lambda *a: f(*a).square().sum(), 1), 1),
-    "forward over forward": lambda f: lambda x, w, b: jacfwd(jacfwd(lambda t: f(t * x, t * w, t * b).sum()))(x[0, 0, 0, 0]),
+    "forward over forward": lambda f: lambda x, w, b: jacfwd(jacfwd(lambda t: f(t * x, t * w, t * b).sum()))(b[0]),
 }
 
 

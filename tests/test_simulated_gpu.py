@@ -61,6 +61,46 @@ def test_pools_and_their_gradients():
         assert torch.autograd.gradgradcheck(lambda x: FF.avg_pool2d(x, 3, 2), (x,))
 
 
+@pytest.mark.parametrize("word", ["leaky_relu:0.2", "relu6", "elu:0.5", "sigmoid", "tanh", "silu", "gelu", "hardswish"])
+def test_activations_and_their_gradients(word):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, 5, 4, generator=g, dtype=torch.float64)
+    w, b = torch.randn(2, 3, 2, 2, generator=g, dtype=torch.float64), torch.randn(2, generator=g, dtype=torch.float64)
+    with fastconv.simulated_gpu():
+        fused = FF.conv2d(x, w, b, activation=word)
+        torch.testing.assert_close(fused, fastconv._activations.apply(word, F.conv2d(x, w, b)))
+        inputs = [t.requires_grad_() for t in (x, w, b)]
+        assert torch.autograd.gradcheck(lambda *args: FF.conv2d(*args, activation=word), inputs)
+
+
+def test_transposed_convolution_and_its_gradients():
+    g = torch.Generator().manual_seed(0)
+    x, w, b = (torch.randn(*size, generator=g, dtype=torch.float64) for size in ((1, 4, 3, 2), (4, 1, 3, 2), (2,)))
+
+    def function(x, w, b, f=FF):
+        return f.conv_transpose2d(x, w, b, 2, 1, 1, 2)
+
+    with fastconv.simulated_gpu():
+        torch.testing.assert_close(function(x, w, b), function(x, w, b, F))
+        assert torch.autograd.gradcheck(function, [t.requires_grad_() for t in (x, w, b)])
+
+
+def test_adaptive_and_lp_pools_and_their_gradients():
+    x = torch.rand(2, 3, 7, 5, dtype=torch.float64) + 0.5
+    pools = (
+        lambda f, x: f.adaptive_avg_pool2d(x, (3, 2)),
+        lambda f, x: f.adaptive_max_pool2d(x, (3, 2)),
+        lambda f, x: f.adaptive_max_pool2d(x, 1),
+        lambda f, x: f.lp_pool2d(x, 3, 3, 2, ceil_mode=True),
+    )
+    with fastconv.simulated_gpu():
+        for pool in pools:
+            torch.testing.assert_close(pool(FF, x), pool(F, x))
+            assert torch.autograd.gradcheck(lambda x, pool=pool: pool(FF, x), x.clone().requires_grad_())
+        indices = (f.adaptive_max_pool2d(x, (4, 3), return_indices=True)[1] for f in (FF, F))
+        assert torch.equal(*indices)
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_a_converted_network_trains_alike(memory_format):
     torch.manual_seed(0)
