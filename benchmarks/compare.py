@@ -52,8 +52,8 @@ def _figure(row, by):
 
 def find_changes(old, new, by="ratio"):
     """A dict for each row of either run (but torch's own layers): label, old, new (figures or None), change (relative;
-    above 0 is slower), apart (the quartile ranges do not overlap), broken (measured before, fails now), only ("old", "new"
-    or None), algorithms (of both)."""
+    above 0 is slower), apart (the quartile ranges do not overlap), broken (measured before, fails now), only ("old",
+    "new" or None), algorithms (of both)."""
     before, after = ({_key(row): row for row in rows if row["kind"] != "linear"} for rows in (old, new))
     changes = []
     for key in [*after, *(key for key in before if key not in after)]:

@@ -92,9 +92,9 @@ def _notes(bench):
     notes = [
         "FLOPs = 2 x MAC (pools: one per window element). executed: multiplications that the algorithm does. min "
         "bytes: every operand moved once. saved: kept for backward when training, parameters not counted, input "
-        "included. workspace: scratch memory of fastconv's algorithm, its transformed filter included, which is kept between "
-        "calls and checked against the weight at each. peak mem: operands, results and scratch memory of one call of "
-        "fastconv, measured.",
+        "included. workspace: scratch memory of fastconv's algorithm, its transformed filter included, which is kept "
+        "between calls and checked against the weight at each. peak mem: operands, results and scratch memory of one "
+        "call of fastconv, measured.",
         "Latencies: medians of interleaved rounds, +-: half the quartile distance; every side in the faster of the "
         "layouts it was run in (NCHW, channels_last = nhwc), weights stored alike. ratio: best peer / fastconv, above "
         "1 fastconv is faster; median of the rounds' own ratios. GFLOP/s and roof (share of the roofline made of the "
