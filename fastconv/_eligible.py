@@ -91,7 +91,8 @@ def why_not_replaced(module):
             return f"has a parameter of type {type(tensor).__name__}"
         if tensor.layout is not torch.strided:
             return f"has a parameter of layout {tensor.layout}"
-    if not isinstance(module, fnn.Conv2d | fnn.ConvTranspose2d) and type(module) is not base and "algorithm" in module.__dict__:
+    ours = isinstance(module, fnn.Conv2d | fnn.ConvTranspose2d)
+    if not ours and type(module) is not base and "algorithm" in module.__dict__:
         return "uses the attribute name 'algorithm' for something else"
     return None
 

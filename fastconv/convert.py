@@ -36,8 +36,8 @@ def convert(model, fuse=True, include=None, exclude=None, fallback="warn", inpla
       its class derives from the user's. It raises if a plain attribute (a flag, a number) that the forward reads
       differs from its value at conversion. Where a trace could lose something (with statements, attribute writes,
       prints), the activation stays.
-    * conv [-> BatchNorm2d] -> sum with another tensor -> activation, as in ResNet, is the convolution's work too in eval
-      mode (in train mode the BatchNorm's, where there is one): the forward that adds is generated likewise.
+    * conv [-> BatchNorm2d] -> sum with another tensor -> activation, as in ResNet, is the convolution's work too in
+      eval mode (in train mode the BatchNorm's, where there is one): the forward that adds is generated likewise.
     * conv -> BatchNorm2d is folded in eval mode, at each call from the present values, with gradients if enabled; in
       train mode the two run as before. The BatchNorm's own mode decides.
 
@@ -107,7 +107,7 @@ def convert(model, fuse=True, include=None, exclude=None, fallback="warn", inpla
 
 
 def unconvert(model, inplace=False):
-    """A copy of `model` with every layer as it was before `convert`: torch.nn classes, activations, BatchNorms, forwards.
+    """A copy of `model` with all as it was before `convert`: torch.nn classes, activations, BatchNorms, forwards.
 
     Parameters and buffers keep their present values; the state_dict is the same. Layers that were written as
     fastconv.nn.Conv2d, MaxPool2d and so on become their torch.nn namesakes too. A hand-written ConvReLU2d, or a

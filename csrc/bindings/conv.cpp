@@ -196,8 +196,8 @@ std::tuple<Tensor, Tensor> conv2d_grad_weight(const Backend& backend, const Tens
 Tensor conv_transpose2d(const Backend& backend, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                         const TransposedArguments& a) {
   const IntArrayRef x = input.sizes(), w = weight.sizes();
-  TORCH_CHECK(x.size() == 4, "Expected 3D (unbatched) or 4D (batched) input to conv_transpose2d, but got input of size: ",
-              x);
+  TORCH_CHECK(x.size() == 4,
+              "Expected 3D (unbatched) or 4D (batched) input to conv_transpose2d, but got input of size: ", x);
   TORCH_CHECK(w.size() == 4, "expected a weight of 4 dimensions, but got weight of size ", w);
   check_list(a.stride, 2, "stride");
   check_list(a.padding, 2, "padding");
