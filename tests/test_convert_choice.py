@@ -126,7 +126,7 @@ def test_a_device_or_dtype_that_comes_later():
         (dict(include=nn.Conv2d, exclude="1*"), "0"),
         (dict(include=[]), ""),
     ],
-    ids=str,
+    ids=["all", "glob", "names", "class", "predicate", "not a name", "not a list", "both", "nothing"],
 )
 def test_include_and_exclude(options, replaced):
     model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.Conv2d(4, 4, 3)), nn.MaxPool2d(2))

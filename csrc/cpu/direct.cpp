@@ -90,7 +90,9 @@ void plan_gather(const ConvProblem& p, int available, ConvPlan& plan) {
   plan.workspace_bytes = plan.prepack_bytes + threads * arena_round(plan.detail[kThreadBytes]) + 2 * kArenaSlack;
   plan.executed_macs = p.macs() / g.filters * blocks * tile.width;
 
-  plan.cost = cost::seconds(plan.executed_macs, tile.width / 2, 0.85, threads, plan.prepack_bytes * 2);
+  // Short sums pay more for starting; strides leave gaps in what is packed.
+  const double efficiency = taps == 1 ? 0.74 : p.stride_h > 1 ? 0.66 : 0.85;
+  plan.cost = cost::seconds(plan.executed_macs, tile.width / 2, efficiency, threads, plan.prepack_bytes * 2);
 }
 
 void plan_weight(const ConvProblem& p, int available, ConvPlan& plan) {
@@ -135,7 +137,9 @@ void plan_weight(const ConvProblem& p, int available, ConvPlan& plan) {
   plan.workspace_bytes =
       splits * (sums + bias) * bytes + threads * arena_round(plan.detail[kWeightThreadBytes]) + 4 * kArenaSlack;
   plan.executed_macs = p.macs() / p.group_k() * blocks * tile.width;
-  plan.cost = cost::seconds(plan.executed_macs, tile.width / 2, 0.75, threads, 3 * sums * bytes * splits);
+  // Sums over few rows of one tap: im2col makes longer ones of them.
+  const double efficiency = taps == 1 ? 0.5 : 0.75;
+  plan.cost = cost::seconds(plan.executed_macs, tile.width / 2, efficiency, threads, 3 * sums * bytes * splits);
 }
 
 }  // namespace
