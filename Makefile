@@ -10,12 +10,14 @@
 # make atoms-check   every tensor-core and copy instruction against its model; needs nvcc, no torch
 #
 # PYTHON=...    the interpreter to start from (default python3): used itself if it has torch >= 2.10, else for .venv
+# TEST_JOBS=2   processes that share the tests, of about 1.5 GB each
 # PIP_ARGS=...  for pip, e.g. an index of CPU builds of torch
 # FASTCONV_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CXX reach the build.
 
 PYTHON ?= python3
 BENCH_ARGS ?= vgg16 --image china
 TEST_ARGS ?=
+TEST_JOBS ?= 2
 BASELINE_ARGS ?=
 CHECK_ARGS ?=
 
@@ -36,7 +38,7 @@ bench:
 	@$(SETUP) && $(BUILD) && "$$python" -m benchmarks run $(BENCH_ARGS)
 
 test:
-	@$(SETUP) && $(BUILD) && "$$python" -m pytest $(TEST_ARGS)
+	@$(SETUP) && $(BUILD) && "$$python" -m pytest -n $(TEST_JOBS) $(TEST_ARGS)
 
 sanitize:
 	@$(SETUP) && $(BUILD) && "$$python" -m tests.sanitize

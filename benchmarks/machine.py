@@ -73,7 +73,7 @@ MATH = {"f32": "ieee", "f64": "ieee", "f16": "fp32 sums", "bf16": "fp32 sums"}
 def ieee():
     """Hold torch to MATH, whatever was set before: oneDNN may otherwise compute float32 in bf16."""
     torch.set_float32_matmul_precision("highest")
-    for part in (torch.backends.mkldnn, torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul):
+    for part in (torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul):
         part.fp32_precision = "ieee"
 
 

@@ -45,8 +45,8 @@ struct Planes {
 
   // Neighbouring row taps share what they load: acc[m] is output row m, R the rows of the window, Step the stride.
   template <int M, int R, int Step>
-  void sum_shared(const A* band, const A* weight, Vec<A> (&acc)[M]) const {
-    for (int64_t u = 0; u < sources; ++u)
+  void sum_shared(const A* band, const A* weight, int64_t begin, int64_t end, Vec<A> (&acc)[M]) const {
+    for (int64_t u = begin; u < end; ++u)
       for (int64_t s = 0; s < cols.count; ++s) {
         const int64_t first = u * R * cols.count + s;
         const A* x = band + offset[first];
@@ -67,19 +67,32 @@ struct Planes {
       }
   }
 
+  // Over all sources, a few at a time: the rounding of a sum grows with the length of its chain.
   template <int M>
   void sum(const A* band, const A* weight, Vec<A> (&acc)[M]) const {
+    constexpr int64_t kChainSources = 4;
+    sum_some<M>(band, weight, 0, sources < kChainSources ? sources : kChainSources, acc);
+    for (int64_t u = kChainSources; u < sources; u += kChainSources) {
+      Vec<A> part[M];
+      sum_some<M>(band, weight, u, u + kChainSources < sources ? u + kChainSources : sources, part);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) acc[m] += part[m];
+    }
+  }
+
+  template <int M>
+  void sum_some(const A* band, const A* weight, int64_t begin, int64_t end, Vec<A> (&acc)[M]) const {
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) acc[m] = Vec<A>{};
     const bool neighbours = rows.d[rows.count - 1] - rows.d[0] == rows.count - 1;
     const int64_t step = g.rows.step;
-    if (neighbours && step == 1 && rows.count == 3) return sum_shared<M, 3, 1>(band, weight, acc);
-    if (neighbours && step == 1 && rows.count == 5) return sum_shared<M, 5, 1>(band, weight, acc);
-    if (neighbours && step == 1 && rows.count == 7) return sum_shared<M, 7, 1>(band, weight, acc);
-    if (neighbours && step == 2 && rows.count == 3) return sum_shared<M, 3, 2>(band, weight, acc);
-    if (neighbours && step == 2 && rows.count == 5) return sum_shared<M, 5, 2>(band, weight, acc);
-    const int64_t count = sources * rows.count * cols.count, row = step * shape.pitch;
-    for (int64_t t = 0; t < count; ++t) {
+    if (neighbours && step == 1 && rows.count == 3) return sum_shared<M, 3, 1>(band, weight, begin, end, acc);
+    if (neighbours && step == 1 && rows.count == 5) return sum_shared<M, 5, 1>(band, weight, begin, end, acc);
+    if (neighbours && step == 1 && rows.count == 7) return sum_shared<M, 7, 1>(band, weight, begin, end, acc);
+    if (neighbours && step == 2 && rows.count == 3) return sum_shared<M, 3, 2>(band, weight, begin, end, acc);
+    if (neighbours && step == 2 && rows.count == 5) return sum_shared<M, 5, 2>(band, weight, begin, end, acc);
+    const int64_t taps = rows.count * cols.count, row = step * shape.pitch;
+    for (int64_t t = begin * taps; t < end * taps; ++t) {
       const A* x = band + offset[t];
       const A w = weight[t];
 #pragma GCC unroll 8
