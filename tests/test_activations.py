@@ -14,6 +14,7 @@ from test_functional import (
     as_exact_as_torch,  # noqa: F401 (a fixture)
     assert_as_accurate,
 )
+from values import randn
 
 OPS = torch.ops.fastconv
 
@@ -36,18 +37,7 @@ CURVED = ["elu:0.5", "sigmoid", "tanh"]
 OF_INPUT = ["silu", "gelu", "hardswish"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Problems this small only wait for other threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def scaled(word, *tensors):

@@ -10,22 +10,13 @@ import fastconv
 import fastconv.functional as FF
 from fastconv import nn as fnn
 from test_functional import assert_as_accurate, views
+from values import randn
 
 OPS = torch.ops.fastconv
 SIZES = [1, (1, 1), 5, (2, 3), (11, 14), (7, 5), (13, 1), (20, 17), (None, 4), (3, None)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def same(ours, theirs):

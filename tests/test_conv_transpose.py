@@ -15,6 +15,7 @@ from test_functional import (
     assert_as_accurate,
     views,
 )
+from values import randn
 
 OPS = torch.ops.fastconv
 
@@ -37,17 +38,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def operands(case, dtype=torch.float64):
