@@ -124,16 +124,13 @@ void Block::wait(const char* what, Where where) {
   running_->where = where;
   if (ready_.empty()) deadlock();
   go_on(ready_.pop());
+  running_->waits = nullptr;
 }
 
 void Block::release(Barrier& barrier) {
-  std::vector<Thread*> threads;
-  for (Queue rest = barrier.waiting; !rest.empty();) {
-    Thread* t = rest.pop();
-    t->waits = nullptr;
-    if (shuffled_) threads.push_back(t);
-  }
   if (shuffled_) {
+    std::vector<Thread*> threads;
+    while (!barrier.waiting.empty()) threads.push_back(barrier.waiting.pop());
     barrier.waiting = {};
     std::shuffle(threads.begin(), threads.end(), random_);
     for (Thread* t : threads) barrier.waiting.push_back(t);
@@ -225,9 +222,7 @@ void Block::meet(unsigned mask, const char* operation, void* mine, void (*work)(
   // Lanes go on before other warps: what they share is still in the first-level cache.
   for (int l = 31; l >= 0; --l) {
     Thread* t = m->threads[static_cast<size_t>(l)];
-    if (!(mask >> l & 1) || t == running_) continue;
-    t->waits = nullptr;
-    ready_.push_front(t);
+    if (mask >> l & 1 && t != running_) ready_.push_front(t);
   }
   m->mask = 0;
 }

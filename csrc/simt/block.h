@@ -28,7 +28,7 @@ struct Thread {
   Context context;
   int index = 0;
   Thread* next = nullptr;      // in a queue
-  const char* waits = nullptr;  // for what: "__syncthreads", "shuffle", ...; null while it runs or is ready
+  const char* waits = nullptr;  // for what: "__syncthreads", "shuffle", ...; null while it runs, stale while it is ready
   Where where{"", 0};
   bool ended = false;
   int64_t group = 0;  // cp.async group that is being filled
