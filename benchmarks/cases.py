@@ -1,6 +1,7 @@
 """What a run measures: a list of cases. Networks, suites, CSV files, problem texts and sweeps all become cases."""
 
 import dataclasses
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -8,22 +9,24 @@ from dataclasses import dataclass
 import fastconv
 import torch
 
-from . import models, suites
+from . import activations, models, suites
+from . import geometry as g
 from .suites import BadSuite
 
 _C = fastconv.ops.extension()  # raises ExtensionError, which names the cure
 
-KINDS = ("conv", "max", "avg", "linear")
-_ACTIVATIONS = ("none", "relu")
+KINDS = (*g.CONVOLUTIONS, "max", "avg", "lp", "linear")
+_WEIGHTED = (*g.CONVOLUTIONS, "linear")
 PASSES = ("fwd", "grad_input", "grad_weight", "train")
 DTYPES = ("f32", "f64", "f16", "bf16")
 LAYOUTS = tuple(models.LAYOUTS)
 _IN_TEXT = {"forward": "fwd", "grad_input": "grad_input", "grad_weight": "grad_weight"}
 _STEPS = (("st", "stride"), ("dl", "dilation"))
+# The pass of the convolution that a transposed one runs in a pass of its own.
+_MIRRORED = {"forward": "grad_input", "grad_input": "forward", "grad_weight": "grad_weight"}
 # What a forward problem does not have, or what follows from the rest.
-_DERIVED = ("layout", "pass", "accuracy", "math", "deterministic", "p", "q", "adaptive", "offset_bytes", "norm",
-            "activation_parameter", "x_strides", "y_strides", "weight_strides", "aux_strides", "offset_strides",
-            "x_align", "weight_align", "y_align")  # fmt: skip
+_DERIVED = ("layout", "pass", "accuracy", "math", "deterministic", "offset_bytes", "x_strides", "y_strides",
+            "weight_strides", "aux_strides", "offset_strides", "x_align", "weight_align", "y_align")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Case:
     """One problem in one pass.
 
     fields: the forward problem, as `_C.problem_text` takes it, without layout, pass and accuracy class. kind "linear"
-        has n, c (inputs), k (outputs), bias and activation: a layer that torch runs on both sides.
+        has n, c (inputs), k (outputs), bias and activation: a layer that torch runs on both sides. kind
+        "conv_transpose" has the fields of the convolution whose gradient by the input it is.
     direction: of PASSES; "train" is the forward pass and every gradient, as autograd runs them.
     layouts: those that fastconv is measured in; the best one is shown.
     accuracy: fastconv's class; None is the run's.
@@ -53,6 +57,10 @@ class Case:
         return self.fields["kind"]
 
     @property
+    def convolves(self):
+        return self.kind in g.CONVOLUTIONS
+
+    @property
     def dtype(self):
         return self.fields.get("dtype", "f32")
 
@@ -65,9 +73,9 @@ class Case:
         get = self.fields.get
         if self.kind == "linear":
             return f"linear {get('c')} -> {get('k')}"
-        filters = f"k{get('k')}" if self.kind == "conv" else ""
+        filters = f"k{get('k')}" if self.convolves else ""
         steps = " ".join(f"{word}{get(name + '_h', 1)}x{get(name + '_w', 1)}" for word, name in _STEPS)
-        kind = self.kind if self.kind == "conv" else f"{self.kind}pool"
+        kind = self.kind if self.convolves else f"{self.kind}pool"
         return (
             f"{kind} n{get('n')}c{get('c')}h{get('h')}w{get('w')} {filters}r{get('r')}s{get('s')} {steps} "
             f"pd{get('pad_top')}x{get('pad_left')} g{get('groups', 1)} {self.dtype} {self.direction}"
@@ -83,12 +91,14 @@ class Case:
     def passes(self):
         """The passes that the case runs, as problems name them."""
         if self.direction != "train":
-            return [next(word for word, short in _IN_TEXT.items() if short == self.direction)]
-        return [
-            "forward",
-            *([] if self.first else ["grad_input"]),
-            *(["grad_weight"] if self.kind in ("conv", "linear") else []),
-        ]
+            found = [next(word for word, short in _IN_TEXT.items() if short == self.direction)]
+        else:
+            found = [
+                "forward",
+                *([] if self.first else ["grad_input"]),
+                *(["grad_weight"] if self.convolves or self.kind == "linear" else []),
+            ]
+        return [_MIRRORED[each] for each in found] if self.kind == "conv_transpose" else found
 
     def problems(self, layout, accuracy="torch"):
         """[(pass, the problem's canonical text)]
@@ -105,12 +115,15 @@ class Case:
 
     def _fields(self, each, layout, accuracy):
         fields = {**self.fields, "layout": layout, "pass": each}
-        if self.kind == "conv":
-            fields["accuracy"] = self.accuracy or accuracy
-            if each == "grad_input":
-                fields["bias"] = False
+        if self.convolves:
+            fields |= {"kind": "conv", "accuracy": self.accuracy or accuracy}
+            with_bias = {"conv": ("forward", "grad_weight"), "conv_transpose": ("grad_input",)}[self.kind]
+            fields["bias"] = bool(fields.get("bias")) and each in with_bias
             if each != "forward":
                 fields["residual"] = False
+            if self.direction == "train" and activations.needs_input(self.fields):
+                fields.pop("activation_parameter", None)
+                fields["activation"] = "none"  # it runs apart, as in torch
         elif self.kind == "max" and (self.direction == "train" or each != "forward"):
             fields["offset_bytes"] = offset_bytes(fields["r"] * fields["s"])
         return fields
@@ -136,7 +149,7 @@ def of_network(network, model, x, only=None, training=False):
     model.train(training)
     for name, seen in _inputs_of(model, x, names).items():
         layer, before = described[name]
-        parameters = models.weight_and_bias(model, name) if layer.kind in ("conv", "linear") else (None, None)
+        parameters = models.weight_and_bias(model, name) if layer.kind in _WEIGHTED else (None, None)
         tensors = (seen, *parameters)
         cases.append(Case(name, network.name, _of_layer(layer, before, len(x)), tensors=tensors, first=name == first))
     model.eval()
@@ -172,7 +185,7 @@ def _of_layer(layer, before, batch):
         return {"kind": "linear", "n": batch, "c": inputs_, "k": layer.features, "bias": layer.bias,
                 "activation": activation, "dtype": "f32"}  # fmt: skip
     fields = layer.problem(before, batch, "nchw")
-    return {key: value for key, value in fields.items() if key not in _DERIVED}
+    return {**{key: value for key, value in fields.items() if key not in _DERIVED}, "kind": layer.kind}
 
 
 def of_suite(name):
@@ -207,16 +220,44 @@ def of_text(text):
     short = _IN_TEXT.get(parsed["pass"])
     if parsed["dtype"] not in DTYPES:
         raise ValueError(f"the benchmark runs {', '.join(DTYPES)}, not {parsed['dtype']}: '{text}'")
-    fields = {key: value for key, value in parsed.items() if key not in _DERIVED}
+    fields = _of_parsed(parsed)
+    if fields["kind"] == "conv_transpose":
+        short = "fwd"
+        _require_layer(fields, text)
     accuracy = parsed.get("accuracy")
     case = Case("", "problem", fields, short or "", (layout,) if layout in LAYOUTS else (), accuracy)
-    known = case.kind in KINDS and fields.get("activation", "none") in _ACTIVATIONS and not parsed.get("adaptive")
+    known = fields.get("norm", 1) not in (math.inf, -math.inf)  # which are max-pooling of absolute values
     if not (short and case.layouts and known and case.problems(layout) == [(parsed["pass"], canonical)]):
         raise ValueError(
-            f"the benchmark makes dense operands in nchw or nhwc and runs fwd, grad_input and grad_weight of conv "
-            f"(relu or no activation), maxpool and avgpool, without tf32, det or al: words, so it cannot run '{text}'"
+            f"the benchmark makes dense operands in nchw or nhwc and runs fwd, grad_input and grad_weight of conv, "
+            f"maxpool, avgpool and lppool (of finite norm), without tf32, det or al: words, so it cannot run '{text}'"
         )
     return case
+
+
+def _of_parsed(parsed):
+    """A case's fields, of those of the extension's problem."""
+    fields = {key: value for key, value in parsed.items() if key not in _DERIVED}
+    if parsed["kind"] == "conv":
+        if g.ACTIVATIONS.get(parsed["activation"]) is None:
+            del fields["activation_parameter"]
+        if parsed["pass"] == "grad_input" and parsed["bias"]:
+            fields["kind"] = "conv_transpose"
+        return fields
+    if not parsed["adaptive"]:
+        fields = {key: value for key, value in fields.items() if key not in ("adaptive", "p", "q")}
+    if parsed["kind"] != "lp":
+        del fields["norm"]
+    return fields
+
+
+def _require_layer(fields, text):
+    """Raises ValueError for an epilogue of grad_input that no layer has."""
+    if fields["activation"] != "none" or not g.equal_pads(fields):
+        raise ValueError(
+            f"grad_input with a bias is a transposed convolution, which has no activation and equal pads on both "
+            f"sides, so the benchmark cannot run '{text}'"
+        )
 
 
 _SIZES = re.compile(
@@ -234,6 +275,8 @@ def _impossible(text, error):
         raise error
     kind = {"maxpool": "max", "avgpool": "avg"}.get(match["kind"], "conv")
     flags = match["flags"].split()
+    if "adaptive" in flags or (match["pass"] == "grad_input" and "bias" in flags):
+        raise error
     fields = {"kind": kind, "dtype": match["dtype"], **{key: int(match[key]) for key in "nchwrs"}}
     for word, names in (("stride", ("stride_h", "stride_w")), ("dilation", ("dilation_h", "dilation_w"))):
         fields |= zip(names, _pair(match[word].split("x")), strict=True)
@@ -242,7 +285,10 @@ def _impossible(text, error):
     if kind == "conv":
         fields |= zip(("pad_bottom", "pad_right"), pads[-2:], strict=True)
         fields |= {"k": int(match["k"]), "groups": int(match["groups"]), "bias": "bias" in flags, "residual": False}
-        fields["activation"] = "relu" if "relu" in flags else "none"
+        word = next((flag for flag in flags if flag.partition(":")[0] in g.ACTIVATIONS), "none")
+        fields |= g.parse_activation(word)
+        if match["pass"] != "fwd" and activations.needs_input(fields):
+            raise error
     else:
         fields["ceil_mode"] = "ceil" in flags
     return Case("", "problem", fields, match["pass"], (match["layout"],))

@@ -5,7 +5,7 @@ import torch._dynamo
 import torch._inductor.config as inductor
 
 from . import contestants as c
-from . import operands as o
+from . import torch_layer
 
 
 def absent():
@@ -28,7 +28,7 @@ class _Layer(torch.nn.Module):
         self.weight, self.bias = (None if p is None else torch.nn.Parameter(p.detach()) for p in (t.weight, t.bias))
 
     def forward(self, x, residual):
-        return o.torch_forward(self.fields, x, self.weight, self.bias, residual, best=True)
+        return torch_layer.forward(self.fields, x, self.weight, self.bias, residual, best=True)
 
 
 def contestant(case, t, layout, threads):
@@ -37,6 +37,8 @@ def contestant(case, t, layout, threads):
     Raises:
         Refused: Inductor or the C++ compiler fails, with its words.
     """
+    if case.kind == "lp" and case.direction == "grad_input":
+        raise c.Refused("torch.compile: no operator is the gradient of LP pooling by itself; measured in 'train'")
     torch._dynamo.reset()  # each layer is a new program of the same code: dynamo would give up after eight
     call = _call(case, t)
     try:
@@ -53,9 +55,9 @@ def _call(case, t):
         return lambda: [layer(t.x, t.residual)]
     if case.direction == "train":
         forward = torch.compile(
-            lambda x, weight, bias, residual: o.torch_forward(case.fields, x, weight, bias, residual, best=True),
+            lambda x, weight, bias, residual: torch_layer.forward(case.fields, x, weight, bias, residual, best=True),
             dynamic=False,
         )
         return lambda: c.forward_and_gradients(lambda: forward(t.x, t.weight, t.bias, t.residual), t)
-    gradient = torch.compile(c.torch_gradient(case, t, best=True), dynamic=False)
+    gradient = torch.compile(torch_layer.gradient(case, t, best=True), dynamic=False)
     return lambda: gradient(t.dy, t.x, t.weight, t.y)

@@ -7,10 +7,10 @@ import contextlib
 from dataclasses import dataclass
 
 import fastconv
-import fastconv.functional as FF
 import torch
 from fastconv import ops
 
+from . import fastconv_layer, torch_layer
 from . import operands as o
 
 
@@ -45,52 +45,13 @@ def torch_results(case, tensors):
 
 def torch_call(case, t, best=False):
     """A function without arguments that returns [results]. Max-pooling's indices are found beforehand."""
-    forward = lambda: o.torch_forward(case.fields, t.x, t.weight, t.bias, t.residual, best)  # noqa: E731
+    forward = lambda: torch_layer.forward(case.fields, t.x, t.weight, t.bias, t.residual, best)  # noqa: E731
     if case.direction == "fwd":
         return lambda: [forward()]
     if case.direction == "train":
         return lambda: forward_and_gradients(forward, t)
-    gradient = torch_gradient(case, t, best)
+    gradient = torch_layer.gradient(case, t, best)
     return lambda: gradient(t.dy, t.x, t.weight, t.y)
-
-
-def torch_gradient(case, t, best=False):
-    """f(dy, x, weight, y) -> [gradient, ...] as autograd runs it."""
-    fields = case.fields
-    if fields["kind"] == "conv":
-        return _torch_conv_gradient(case, t)
-    if best and o.is_global(fields):
-        count = fields["h"] * fields["w"]
-        return lambda dy, x, weight, y: [dy.expand_as(x) / count]
-    if fields["kind"] == "avg":
-        arguments = o.avg_arguments(fields)
-        return lambda dy, x, weight, y: [torch.ops.aten.avg_pool2d_backward(dy, x, *arguments)]
-    shape = (o.window(fields), o.stride(fields), o.pads(fields)[:2], o.dilation(fields), fields["ceil_mode"])
-    indices = torch.ops.aten.max_pool2d_with_indices(t.x, *shape)[1]
-    return lambda dy, x, weight, y: [torch.ops.aten.max_pool2d_with_indices_backward(dy, x, *shape, indices)]
-
-
-def _torch_conv_gradient(case, t):
-    fields, wants_weight = case.fields, case.direction == "grad_weight"
-    top, left, bottom, right = o.pads(fields)
-    equal = (top, left) == (bottom, right)
-    relu = fields.get("activation") == "relu"
-    bias_sizes = None if t.bias is None else [fields["k"]]
-    mask = [not wants_weight, wants_weight, wants_weight and t.bias is not None]
-    geometry = (o.stride(fields), [top, left] if equal else [0, 0], o.dilation(fields), False, [0, 0], fields["groups"])
-
-    def gradient(dy, x, weight, y):
-        if relu:
-            dy = torch.ops.aten.threshold_backward(dy, y, 0)
-        if not equal:
-            x = torch.nn.functional.pad(x, (left, right, top, bottom))
-        found = torch.ops.aten.convolution_backward(dy, x, weight, bias_sizes, *geometry, mask)
-        if not wants_weight:
-            padded = found[0]
-            return [padded if equal else padded[:, :, top : padded.shape[2] - bottom, left : padded.shape[3] - right]]
-        return [found[1]] if t.bias is None else [found[1], found[2]]
-
-    return gradient
 
 
 def fastconv_row(case, tensors, layout, algorithm):
@@ -99,53 +60,12 @@ def fastconv_row(case, tensors, layout, algorithm):
 
 
 def fastconv_call(case, t, algorithm):
-    fields = case.fields
+    forward = lambda: fastconv_layer.forward(case.fields, t, algorithm)  # noqa: E731
     if case.direction == "fwd":
-        return lambda: [fastconv_forward(fields, t, algorithm)]
+        return lambda: [forward()]
     if case.direction == "train":
-        return lambda: forward_and_gradients(lambda: fastconv_forward(fields, t, algorithm), t)
-    if fields["kind"] == "conv":
-        return _fastconv_conv_gradient(case, t, algorithm)
-    shape = (o.window(fields), o.stride(fields), o.pads(fields)[:2])
-    if fields["kind"] == "avg":
-        return lambda: [ops.avg_pool2d_backward(t.dy, t.x.shape, *o.avg_arguments(fields))]
-    more = (o.dilation(fields), fields["ceil_mode"])
-    offsets = ops.max_pool2d(t.x, *shape, *more)[1]
-    return lambda: [ops.max_pool2d_backward(t.dy, offsets, t.x.shape, *shape, *more)]
-
-
-def fastconv_forward(fields, t, algorithm):
-    if fields["kind"] == "max":
-        shape = (o.window(fields), o.stride(fields), o.pads(fields)[:2])
-        return FF.max_pool2d(t.x, *shape, o.dilation(fields), fields["ceil_mode"])
-    if fields["kind"] == "avg":
-        return FF.avg_pool2d(t.x, *o.avg_arguments(fields))
-    activation = "relu" if fields.get("activation") == "relu" else None
-    pads = o.pads(fields)
-    if pads[:2] != pads[2:]:  # torch's signature has no unequal pads, the operator does
-        return fastconv.autograd.conv2d(
-            t.x, t.weight, t.bias, t.residual, o.stride(fields), pads, o.dilation(fields), fields["groups"],
-            activation or "none", algorithm, fastconv.get_accuracy(),
-        )  # fmt: skip
-    return FF.conv2d(
-        t.x, t.weight, t.bias, o.stride(fields), pads[:2], o.dilation(fields), fields["groups"],
-        activation=activation, residual=t.residual, algorithm=algorithm,
-    )  # fmt: skip
-
-
-def _fastconv_conv_gradient(case, t, algorithm):
-    fields = case.fields
-    geometry = (o.stride(fields), o.pads(fields), o.dilation(fields), fields["groups"])
-    how = (fields.get("activation", "none"), algorithm, fastconv.get_accuracy())
-    if case.direction == "grad_input":
-        return lambda: [ops.conv2d_grad_input(t.dy, t.weight, t.y, t.x.shape, *geometry, *how)]
-    bias = t.bias is not None
-
-    def call():
-        weight, of_bias = ops.conv2d_grad_weight(t.x, t.dy, t.y, t.weight.shape, bias, *geometry, *how)
-        return [weight, of_bias] if bias else [weight]
-
-    return call
+        return lambda: forward_and_gradients(forward, t)
+    return fastconv_layer.gradient(case, t, algorithm)
 
 
 def forward_and_gradients(forward, t):
@@ -215,9 +135,9 @@ def saved_for_backward(case, side, tensors, algorithm="auto"):
     """Bytes that training keeps for this layer: what its forward saves beside its parameters."""
     x = tensors.x.detach().requires_grad_(not case.first)
     parameters = [None if t is None else t.detach().requires_grad_() for t in (tensors.weight, tensors.bias)]
-    given = o.Tensors(x, *parameters, tensors.residual)
+    fields, given = case.fields, o.Tensors(x, *parameters, tensors.residual)
     if side == "torch":
-        forward = lambda: o.torch_forward(case.fields, given.x, given.weight, given.bias, given.residual)  # noqa: E731
+        forward = lambda: torch_layer.forward(fields, given.x, given.weight, given.bias, given.residual)  # noqa: E731
     else:
-        forward = lambda: fastconv_forward(case.fields, given, algorithm)  # noqa: E731
+        forward = lambda: fastconv_layer.forward(fields, given, algorithm)  # noqa: E731
     return saved_bytes(forward, [p for p in parameters if p is not None])

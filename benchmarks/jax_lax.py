@@ -9,7 +9,10 @@ import os
 import torch
 
 from . import contestants as c
-from . import operands as o
+from . import geometry as g
+
+
+_KINDS = ("conv", "max", "avg", "linear")
 
 
 def absent():
@@ -31,6 +34,10 @@ def contestant(case, t, layout, threads):
         raise c.Refused("XLA's threads cannot be limited to fewer than all")
     if case.dtype == "f64":
         raise c.Refused("JAX computes in float32 unless told otherwise for the whole process")
+    if case.kind not in _KINDS or g.is_adaptive(case.fields):
+        raise c.Refused(f"JAX is measured in {', '.join(_KINDS)} only, and with windows of one size")
+    if g.activation(case.fields)[0] not in ("none", "relu"):
+        raise c.Refused("JAX is measured with ReLU or no activation")
     import jax
 
     arrays = [None if v is None else _array(v, layout) for v in (t.x, t.weight, t.bias, t.residual)]
@@ -65,15 +72,15 @@ def _function(fields, layout):
         return (other, other, h, w) if layout == "nchw" else (other, h, w, other)
 
     def pooled(x, start, operation):
-        pads = o.pads(fields)
-        plane = zip("hw", (fields["h"], fields["w"]), o.window(fields), o.output_plane(fields), pads[:2], strict=True)
+        pads = g.pads(fields)
+        plane = zip("hw", (fields["h"], fields["w"]), g.window(fields), g.output_plane(fields), pads[:2], strict=True)
         sides = []
         for axis, size, reach, count, pad in plane:
             reach = fields.get(f"dilation_{axis}", 1) * (reach - 1) + 1
             sides.append((pad, max(pad, (count - 1) * fields[f"stride_{axis}"] + reach - size - pad)))
         return lax.reduce_window(
-            x, start, operation, spread(*o.window(fields), 1), spread(*o.stride(fields), 1), spread(*sides, (0, 0)),
-            window_dilation=spread(*o.dilation(fields), 1),
+            x, start, operation, spread(*g.window(fields), 1), spread(*g.stride(fields), 1), spread(*sides, (0, 0)),
+            window_dilation=spread(*g.dilation(fields), 1),
         )  # fmt: skip
 
     if fields["kind"] == "avg" and (
@@ -90,10 +97,10 @@ def _function(fields, layout):
             y = x.reshape(len(x), -1) @ weight.T
             y = y if bias is None else y + bias
         else:
-            top, left, bottom, right = o.pads(fields)
+            top, left, bottom, right = g.pads(fields)
             numbers = ("NCHW", "OIHW", "NCHW") if layout == "nchw" else ("NHWC", "OHWI", "NHWC")
             y = lax.conv_general_dilated(
-                x, weight, o.stride(fields), ((top, bottom), (left, right)), rhs_dilation=o.dilation(fields),
+                x, weight, g.stride(fields), ((top, bottom), (left, right)), rhs_dilation=g.dilation(fields),
                 dimension_numbers=numbers, feature_group_count=fields["groups"],
             )  # fmt: skip
             y = y if bias is None else y + (bias.reshape(1, -1, 1, 1) if channels == 1 else bias)

@@ -8,10 +8,12 @@ import importlib.util
 import torch
 
 from . import contestants as c
-from . import operands as o
+from . import geometry as g
 
 # What onnx 1.16 to 1.23 and onnxruntime from 1.18 on agree about; the layers here have not changed since opset 13.
 _OPSET, _IR = 18, 9
+_ACTIVATIONS = {"relu": "Relu", "leaky_relu": "LeakyRelu", "elu": "Elu", "sigmoid": "Sigmoid", "tanh": "Tanh",
+                "hardswish": "HardSwish"}  # fmt: skip
 
 
 def absent():
@@ -68,7 +70,7 @@ def _inputs(t):
 def _output(fields, t):
     if fields["kind"] == "linear":
         return torch.empty(len(t.x), fields["k"], dtype=t.x.dtype)
-    return torch.empty(len(t.x), fields.get("k", fields["c"]), *o.output_plane(fields), dtype=t.x.dtype)
+    return torch.empty(g.output_sizes(fields), dtype=t.x.dtype)
 
 
 def _model(fields, t):
@@ -87,13 +89,21 @@ def _model(fields, t):
         then("Flatten", ["x"])
         then("Gemm", [at, *constants], transB=1)
     elif fields["kind"] == "conv":
-        then("Conv", ["x", *constants], kernel_shape=o.window(fields), group=fields["groups"], **_geometry(fields))
+        then("Conv", ["x", *constants], kernel_shape=g.window(fields), group=fields["groups"], **_geometry(fields))
+    elif fields["kind"] == "conv_transpose":
+        more = {"output_padding": g.output_padding(fields), "group": fields["groups"]}
+        then("ConvTranspose", ["x", *constants], kernel_shape=g.window(fields), **more, **_geometry(fields))
+    elif fields["kind"] == "lp":
+        then("LpPool", ["x"], **_lp_pool(fields))
     else:
         then("MaxPool" if fields["kind"] == "max" else "AveragePool", ["x"], **_pool(fields))
     if t.residual is not None:
         then("Add", [at, "residual"])
-    if fields.get("activation") == "relu":
-        then("Relu", [at])
+    name, number = g.activation(fields)
+    if name != "none":
+        if name not in _ACTIVATIONS:
+            raise c.Refused(f"onnxruntime has no {name} before opset 20, or in several nodes only")
+        then(_ACTIVATIONS[name], [at], **({} if number is None else {"alpha": number}))
     nodes[-1].output[0] = "y"
     of = helper.np_dtype_to_tensor_dtype(t.x.detach().numpy().dtype)
     graph = helper.make_graph(
@@ -107,14 +117,25 @@ def _model(fields, t):
 
 
 def _geometry(fields):
-    return {"strides": o.stride(fields), "pads": o.pads(fields), "dilations": o.dilation(fields)}
+    return {"strides": g.stride(fields), "pads": g.pads(fields), "dilations": g.dilation(fields)}
 
 
 def _pool(fields):
+    if g.is_adaptive(fields):
+        raise c.Refused("ONNX has no adaptive pooling")
     if fields.get("divisor"):
         raise c.Refused("onnxruntime has no divisor of one's own")
     geometry = _geometry(fields)
     if fields["kind"] == "avg":
         del geometry["dilations"]
         geometry["count_include_pad"] = int(fields.get("count_include_pad", True))
-    return {"kernel_shape": o.window(fields), "ceil_mode": int(fields["ceil_mode"]), **geometry}
+    return {"kernel_shape": g.window(fields), "ceil_mode": int(fields["ceil_mode"]), **geometry}
+
+
+def _lp_pool(fields):
+    if fields["norm"] % 2:
+        raise c.Refused("ONNX's LpPool takes absolute values, and whole norms only")
+    if fields["ceil_mode"]:
+        raise c.Refused("ONNX's LpPool does not scale windows that reach over the border, as torch does")
+    geometry = {key: value for key, value in _geometry(fields).items() if key != "pads"}
+    return {"kernel_shape": g.window(fields), "p": int(fields["norm"]), **geometry}

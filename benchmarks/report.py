@@ -103,8 +103,6 @@ def _notes(bench):
         "at most twice torch's own error in the same layout, or what the accuracy class allows, + one rounding. Linear "
         "layers run in torch on both sides.",
     ]
-    if bench.left_out and not bench.arguments.layers:
-        notes.append(f"Not measured apart, only in the whole network: {', '.join(bench.left_out)}.")
     if any(row.case.direction == "train" for row in bench.rows):
         notes.append(
             "Training: FLOPs and bytes of all passes; output gradients are normal noise, zero where ReLU's kink is "
@@ -177,7 +175,7 @@ def _own_reason(refusal, algorithm):
 def first_algorithm(bench):
     """The rows of the first algorithm that was asked for and of the first number of threads: each case once."""
     asked, threads = bench.arguments.algorithms[0], bench.numbers_of_threads()[0]
-    return [row for row in bench.rows if row.threads == threads and (row.case.kind != "conv" or row.asked == asked)]
+    return [row for row in bench.rows if row.threads == threads and (not row.case.convolves or row.asked == asked)]
 
 
 def _total_cells(bench, others, columns):

@@ -47,7 +47,6 @@ class Bench:
         self.facts, self.peaks, self.peaks_after = None, {}, {}
         self.absent = {}  # peer that was asked for -> why it is not here
         self.interrupted, self.crash = False, None  # the crash: a traceback
-        self.left_out = []  # layers of kinds that are no cases: parts of the whole network only
         self._listed = []  # cases of everything but networks
         self._sweep = {}
 
@@ -69,9 +68,7 @@ class Bench:
             dict.fromkeys(n for name in arguments.peers for n in (PEERS if name == "all" else [name]))
         )
         self._names("peer", arguments.peers, PEERS)
-        walked = [layer for layer, _, _ in self.network.walk()] if self.network else []
-        layers = [layer.name for layer in walked if layer.kind in cases.KINDS]
-        self.left_out = [layer.name for layer in walked if layer.kind not in cases.KINDS]
+        layers = [layer.name for layer, _, _ in self.network.walk()] if self.network else []
         for name in arguments.layers or ():
             if name not in layers:
                 had = f"it has {', '.join(layers)}" if layers else "--layers is for networks"
@@ -161,6 +158,8 @@ class Bench:
                 found += self._cases_of_network(model, x)
         else:
             found = sweep.apply(self._listed, {**self._sweep, **({"batch": batches} if batches else {})})
+        if not found:
+            raise BadArgument("nothing of this exists in the passes, dtypes and layouts asked for")
         works = [Work(case, self._rows_of(case)) for case in found]
         self.rows = [row for work in works for row in work.rows]
         whole = self.network and not arguments.layers and not arguments.sweep
@@ -182,7 +181,7 @@ class Bench:
 
     def _rows_of(self, case):
         accuracy = case.accuracy or self.arguments.accuracy
-        asked = self.arguments.algorithms if case.kind == "conv" else ["auto"]
+        asked = self.arguments.algorithms if case.convolves else ["auto"]
         return [Row(case, name, threads, accuracy) for threads in self.numbers_of_threads() for name in asked]
 
     def _one(self, work, bar, tick):

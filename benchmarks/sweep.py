@@ -2,7 +2,7 @@
 
 import itertools
 
-from . import cases
+from . import activations, cases
 from .nearest import did_you_mean
 
 _DTYPES = {"fp32": "f32", "fp64": "f64", "fp16": "f16", "float32": "f32", "float64": "f64", "float16": "f16",
@@ -64,7 +64,8 @@ def parse(words):
 
 def apply(base, sweep):
     """Every case of `base` under every combination of the values, but those that do not exist: a pool has no weight,
-    and linear layers are torch's on both sides, in float32, forward or training. The batch of cases with tensors of
+    some activations (silu, gelu, hardswish) have no gradient pass of their own, but take part in training, and linear
+    layers are torch's on both sides, in float32, forward or training. The batch of cases with tensors of
     their own (cases.of_network) is not theirs to change."""
     found = {}
     for case in base:
@@ -77,7 +78,9 @@ def apply(base, sweep):
 
 def _changed(case, values):
     direction = values.get("pass", case.direction)
-    if case.kind != "conv" and direction == "grad_weight":
+    if not case.convolves and direction == "grad_weight":
+        return None
+    if direction in ("grad_input", "grad_weight") and activations.needs_input(case.fields):
         return None
     if case.kind == "linear":
         differs = values.get("dtype", "f32") != "f32" or values.get("layout") == "nhwc" or direction == "grad_input"
@@ -89,6 +92,6 @@ def _changed(case, values):
         case = case.having(n=values["batch"])
     if "layout" in values:
         case = case.replace(layouts=(values["layout"],))
-    if "accuracy" in values and case.kind == "conv":
+    if "accuracy" in values and case.convolves:
         case = case.replace(accuracy=values["accuracy"])
     return case

@@ -6,7 +6,7 @@ import dataclasses
 import fastconv
 import pytest
 import torch
-from benchmarks import cases, models, networks, operands, suites, sweep
+from benchmarks import cases, geometry, models, networks, operands, suites, sweep
 from benchmarks.formulas import window_positions
 from benchmarks.rows import facts_of
 
@@ -36,7 +36,7 @@ def test_every_suite_is_listed_and_every_problem_is_one_of_the_extensions():
     for name in names:
         for case in cases.of_suite(name)[:3]:
             facts = _C.problem_facts(case.problems("nhwc")[0][1])
-            assert (facts["p"], facts["q"]) == operands.output_plane(case.fields)
+            assert (facts["p"], facts["q"]) == geometry.output_plane(case.fields)
 
 
 def test_suites_hold_different_problems_only():
@@ -65,13 +65,37 @@ def test_a_csv_of_ones_own(tmp_path):
     ]
 
 
+def test_a_csv_of_every_kind(tmp_path):
+    file = tmp_path / "kinds.csv"
+    file.write_text("name,kind,n,c,h,w,k,r,s,pad_t,pad_l,stride_h,stride_w,activation,norm,out_h,out_w,bias\n"
+                    "up,conv_transpose,1,8,6,6,4,4,4,1,1,2,2,,,,,1\n"
+                    "odd,conv_transpose,1,8,6,6,4,3,3,1,1,2,2,,,12,11,\n"
+                    "pool,adaptive_avg,1,8,13,13,,,,,,,,,,6,6,\n"
+                    "halves,adaptive_max,1,8,12,12,,,,,,,,,,6,6,\n"
+                    "norm,lp,1,8,12,12,,2,2,,,2,2,,2,,,\n"
+                    "leaky,conv,1,8,12,12,4,3,3,1,1,1,1,leaky_relu:0.2,,,,\n")  # fmt: skip
+    assert [case.problems("nchw")[0][1] for case in cases.of_csv(file)] == [
+        "conv n1c4h12w12 k8r4s4 st2 pd1 dl1 g1 f32 nchw grad_input bias",
+        "conv n1c4h12w11 k8r3s3 st2 pd1 dl1 g1 f32 nchw grad_input",
+        "avgpool n1c8h13w13 r3s3 st1 pd0 dl1 f32 nchw fwd adaptive p6q6",
+        "maxpool n1c8h12w12 r2s2 st2 pd0 dl1 f32 nchw fwd",
+        "lppool n1c8h12w12 r2s2 st2 pd0 dl1 f32 nchw fwd norm2",
+        "conv n1c8h12w12 k4r3s3 st1 pd1 dl1 g1 f32 nchw fwd leaky_relu:0.2",
+    ]
+
+
 @pytest.mark.parametrize(
     "text, expected",
     [
         ("a,b\n1,2\n", "has no column n, c, h, w, r, s"),
         ("n,c,h,w,k,r,s\n1,3,8,8,4,3,3\n1,3,x,8,4,3,3\n", "line 3: h is 'x', expected a whole number"),
         ("n,c,h,w,k,r,s\n1,3,8,8,,3,3\n", "line 2: k is '', expected a whole number"),
-        ("kind,n,c,h,w,r,s\nmin,1,3,8,8,3,3\n", "line 2: kind is 'min', expected conv, max or avg"),
+        ("kind,n,c,h,w,r,s\nmin,1,3,8,8,3,3\n", "line 2: kind is 'min'; there are conv, conv_transpose"),
+        ("n,c,h,w,k,r,s,activation\n1,3,8,8,4,3,3,sigmod\n", "unknown activation 'sigmod'; did you mean sigmoid"),
+        ("n,c,h,w,k,r,s,activation\n1,3,8,8,4,3,3,relu:1\n", "relu takes no number"),
+        ("n,c,h,w,k,r,s,activation\n1,3,8,8,4,3,3,elu:-1\n", "'-1' is no number of at least 0"),
+        ("kind,n,c,h,w\nadaptive_avg,1,3,8,8\n", "line 2: out_h is '', expected a whole number"),
+        ("kind,n,c,h,w,k,r,s,stride_h,out_h\nconv_transpose,1,3,8,8,4,3,3,2,99\n", "out_h is 99, expected 17 to 18"),
     ],
 )
 def test_bad_csv_files_are_refused_with_the_line(tmp_path, text, expected):
@@ -92,6 +116,11 @@ def test_bad_csv_files_are_refused_with_the_line(tmp_path, text, expected):
         "conv n2c4h9w7 k6r3s3 st1 pd1 dl1 g1 f64 nchw grad_input",
         "maxpool n1c4h9w7 r3s3 st2 pd1 dl2 f16 nhwc grad_input off8 ceil",
         "avgpool n1c4h9w7 r3s3 st2 pd1 dl1 f32 nchw fwd nopad div3",
+        "conv n2c4h9w7 k6r3s3 st1 pd1 dl1 g1 f32 nhwc grad_weight bias leaky_relu:0.2",
+        "conv n2c4h9w7 k6r3s3 st2 pd1 dl1 g2 f32 nhwc grad_input bias",
+        "maxpool n1c4h13w13 r3s3 st1 pd0 dl1 bf16 nhwc grad_input off8 adaptive p6q6",
+        "avgpool n1c4h13w13 r3s3 st1 pd0 dl1 f32 nchw fwd adaptive p6q6",
+        "lppool n1c4h12w12 r2s2 st2 pd0 dl1 f32 nchw grad_input norm2.5",
     ],
 )
 def test_a_problems_text_is_a_case_and_comes_out_again(text):
@@ -108,6 +137,10 @@ def test_a_problems_text_is_a_case_and_comes_out_again(text):
         ("conv n1c3h8w8 k4r3s3 st1 pd1 dl1 g1 f32 nchw fwd det", "cannot run"),
         ("conv n1c3h8w8 k4r3s3 st1 pd1 dl1 g1 f32 x:192,64,8,1 w:nhwc y:nchw fwd", "cannot run"),
         ("maxpool n1c3h8w8 r3s3 st2 pd1 dl1 f32 nchw gather off8", "cannot run"),
+        ("conv n1c3h8w8 k4r3s3 st1 pd1 dl1 g1 f32 nchw grad_input bias relu", "transposed convolution, which has no"),
+        ("conv n1c3h8w8 k4r3s3 st1 pd0,1,2,1 dl1 g1 f32 nchw grad_input bias", "equal pads"),
+        ("conv n1c3h8w8 k4r3s3 st1 pd1 dl1 g1 f32 nchw grad_input gelu", "does not follow from its output"),
+        ("lppool n1c3h8w8 r2s2 st2 pd0 dl1 f32 nchw fwd norminf", "of finite norm"),
     ],
 )
 def test_texts_that_cannot_be_run_say_why(text, expected):
@@ -152,6 +185,27 @@ def test_networks_become_cases_with_the_tensors_that_their_layers_see():
     assert list(cases.of_network(network, model, x, only=["C3"]))[0].name == "C3"
 
 
+def test_transposed_convolutions_and_global_averages_of_networks_are_cases():
+    from benchmarks.networks.fcn import fcn8s
+
+    network = fcn8s(64, 64, filters=4)
+    x = torch.randn(1, *network.input_shape)
+    found = {case.name: case for case in cases.of_network(network, models.build(network), x)}
+    up = [case for case in found.values() if case.kind == "conv_transpose"]
+    assert [case.name.rpartition(".")[2] for case in up] == ["upscore2", "upscore_pool4", "upscore8"]
+    assert up[-1].passes() == ["grad_input"]
+    assert up[-1].problems("nhwc")[0][1].endswith("nhwc grad_input")
+    assert sum(facts_of(case, _C)["macs"] for case in found.values()) == network.macs()
+    excited = networks.NETWORKS["se-resnet50"]
+    averages = [layer.name for layer, before, _ in excited.walk() if layer.kind == "avg"]
+    assert len(averages) == 16 + 1
+    small = dataclasses.replace(excited, input_shape=(3, 64, 64))
+    x = torch.randn(1, *small.input_shape)
+    made = cases.of_network(small, models.build(small), x, only=averages)
+    assert [case.name for case in made] == averages
+    assert all(geometry.output_plane(case.fields) == (1, 1) for case in made)
+
+
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("name, size, heads", [("googlenet", 80, 8), ("resnet18", 64, 0), ("course-same", None, 0)])
 def test_the_layers_of_branching_networks_add_up_to_the_network(name, size, heads, training):
@@ -188,6 +242,14 @@ def test_a_sweep_is_every_combination_that_exists():
     assert len(set(texts)) == len(texts)
     assert "conv n8c4h6w6 k8r3s3 st1 pd1 dl1 g1 bf16 nhwc grad_weight" in texts
     assert "maxpool n8c4h6w6 r2s2 st2 pd0 dl1 bf16 nchw grad_input off8" in texts
+
+
+def test_a_sweep_leaves_out_gradients_that_need_the_activations_input():
+    given = [cases.of_text("conv n1c4h6w6 k8r3s3 st1 pd1 dl1 g1 f32 nchw fwd gelu")]
+    found = sweep.apply(given, sweep.parse(["pass=fwd,grad_input,grad_weight,train"]))
+    assert [case.direction for case in found] == ["fwd", "train"]
+    assert found[0].problems("nchw")[0][1].endswith("fwd gelu")
+    assert [text.rpartition(" ")[2] for _, text in found[1].problems("nchw")] == ["fwd", "grad_input", "grad_weight"]
 
 
 def test_a_sweep_of_accuracy_classes_does_not_repeat_pools():

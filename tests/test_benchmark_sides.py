@@ -10,6 +10,7 @@ from benchmarks.peers import PEERS
 from benchmarks.rows import facts_of
 from torch.utils.flop_counter import FlopCounterMode
 
+ACTIVATIONS = ("leaky_relu:0.2", "relu6", "elu:0.5", "sigmoid", "tanh", "silu", "gelu", "hardswish")
 PROBLEMS = {
     "conv": "conv n3c4h9w7 k6r3s2 st2x1 pd1x0 dl1 g2 {dtype} nchw fwd bias relu",
     "unequal pads": "conv n2c4h9w7 k6r3s3 st1 pd0,1,2,1 dl1 g1 {dtype} nchw fwd bias relu res",
@@ -18,9 +19,17 @@ PROBLEMS = {
     "max": "maxpool n2c4h9w7 r3s3 st2 pd1 dl1 {dtype} nchw fwd ceil",
     "avg": "avgpool n2c4h9w7 r3s3 st2 pd1 dl1 {dtype} nchw fwd ceil nopad",
     "whole map": "avgpool n2c4h7w7 r7s7 st1 pd0 dl1 {dtype} nchw fwd",
-}
-PASSES = [(name, direction) for name in PROBLEMS for direction in cases.PASSES
-          if name in ("conv", "unequal pads", "plain", "depthwise") or direction != "grad_weight"]  # fmt: skip
+    "transposed": "conv n2c4h9w8 k6r3s2 st2x3 pd1x0 dl1 g2 {dtype} nchw grad_input bias",
+    "adaptive max": "maxpool n2c4h9w7 r1s1 st1 pd0 dl1 {dtype} nchw fwd adaptive p4q5",
+    "adaptive avg": "avgpool n2c4h9w7 r1s1 st1 pd0 dl1 {dtype} nchw fwd adaptive p4q5",
+    "lp": "lppool n2c4h9w7 r3s2 st2 pd0 dl1 {dtype} nchw fwd ceil norm2",
+    "odd norm": "lppool n2c4h9w7 r2s2 st2 pd0 dl1 {dtype} nchw fwd norm3",
+    **{f"{word} res" if word == "elu:0.5" else word: f"conv n2c4h9w7 k6r3s3 st1 pd1 dl1 g1 {{dtype}} nchw fwd bias "
+       f"{word}{' res' if word == 'elu:0.5' else ''}" for word in ACTIVATIONS},
+}  # fmt: skip
+PASSES = [(name, direction) for name, text in PROBLEMS.items() for direction in cases.PASSES
+          if (text.startswith("conv") or direction != "grad_weight")
+          and (name not in ("silu", "gelu", "hardswish") or direction in ("fwd", "train"))]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +81,11 @@ def test_averages_of_whole_maps_are_means_where_pytorch_is_timed(direction):
         assert found[0] < torchs["nchw"][0] / 2
 
 
-@pytest.mark.parametrize("name, direction", [("conv", "fwd"), ("conv", "grad_weight"), ("max", "grad_input")])
+@pytest.mark.parametrize(
+    "name, direction",
+    [("conv", "fwd"), ("conv", "grad_weight"), ("max", "grad_input"), ("transposed", "fwd"), ("adaptive max", "fwd"),
+     ("transposed", "grad_weight"), ("adaptive avg", "grad_input"), ("lp", "grad_input"), ("gelu", "train")],
+)  # fmt: skip
 def test_a_wrong_result_of_either_side_is_seen(name, direction):
     made, reference, names, torchs = checked(case_of(name, direction))
     wrong = [t.clone() for t in reference]
@@ -97,7 +110,13 @@ def test_the_reference_of_a_batch_is_that_of_its_images_put_together(monkeypatch
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+NOT_IN_ONNX = {
+    "adaptive max": "no adaptive pooling", "adaptive avg": "no adaptive pooling", "lp": "scale windows",
+    "odd norm": "absolute values", "relu6": "no relu6", "silu": "no silu", "gelu": "no gelu",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in PROBLEMS if name not in NOT_IN_ONNX])
 def test_onnxruntime_computes_the_same_or_is_named_as_absent(name):
     if importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("onnx") is None:
         assert "not installed: pip install 'fastconv[bench]'" in PEERS["onnxruntime"].absent()
@@ -123,9 +142,10 @@ def test_jax_computes_the_same_or_is_named_as_absent(name):
         assert verify.peer_complaint(names, found, torchs[layout]) is None
 
 
-def test_torch_compile_computes_the_same():
+@pytest.mark.parametrize("name, direction", [("conv", "grad_weight"), ("transposed", "fwd"), ("lp", "fwd")])
+def test_torch_compile_computes_the_same(name, direction):
     assert PEERS["torch.compile"].absent() is None  # the extension was built here, so there is a compiler
-    case = case_of("conv", "grad_weight")
+    case = case_of(name, direction)
     made, reference, names, torchs = checked(case)
     with torch.no_grad():
         found = verify.errors(compiled.contestant(case, made.of("nchw"), "nchw", 1).results(), reference)
@@ -139,18 +159,25 @@ def test_torch_compile_computes_the_same():
         (onnx_runtime, case_of("conv"), "nhwc", "NCHW only"),
         (onnx_runtime, case_of("conv", dtype="bf16"), "nchw", "no bfloat16"),
         (jax_lax, case_of("conv", "grad_input"), "nchw", "forward passes only"),
+        *((onnx_runtime, case_of(name), "nchw", reason) for name, reason in NOT_IN_ONNX.items()),
+        (jax_lax, case_of("transposed"), "nchw", "conv, max, avg, linear only"),
+        (jax_lax, case_of("adaptive avg"), "nchw", "windows of one size"),
+        (jax_lax, case_of("tanh"), "nchw", "with ReLU or no activation"),
+        (compiled, case_of("lp", "grad_input"), "nchw", "measured in 'train'"),
     ],
 )
 def test_peers_refuse_what_they_cannot_run_in_words(peer, case, layout, reason):
     with pytest.raises(contestants.Refused, match=reason):
         if peer is onnx_runtime and importlib.util.find_spec("onnxruntime") is None:
             raise contestants.Refused(reason)  # named as absent before it is asked
-        peer.contestant(case, Operands(case).of(layout), layout, 1)
+        threads = jax_lax.usable_cores() if peer is jax_lax else 1
+        peer.contestant(case, Operands(case).of(layout), layout, threads)
 
 
+@pytest.mark.parametrize("name", ["plain", "transposed"])
 @pytest.mark.parametrize("direction", ["fwd", "grad_input", "grad_weight", "train"])
-def test_both_sides_are_credited_with_the_same_flops(direction):
-    case = case_of("plain", direction)
+def test_both_sides_are_credited_with_the_same_flops(direction, name):
+    case = case_of(name, direction).having(groups=1)  # torch counts a transposed one's weight gradient as if of one
     expected = facts_of(case, contestants.ops.extension())["flops"]
     tensors = Operands(case).of("nchw")
     calls = (contestants.torch_call(case, tensors), contestants.fastconv_call(case, tensors, "auto"))
