@@ -9,7 +9,7 @@ from torch.nn import BatchNorm2d
 from . import formulas as f
 from .blocks import Branches, shape_after
 from .layers import GlobalAvgPool, pair
-from .modules import JOINS, Add, Bias, Crop, Trunk
+from .modules import JOINS, Add, Bias, Crop, Residual, Trunk
 
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
@@ -22,7 +22,8 @@ def layouts_of(layer):
 def build(network, seed=0, device="cpu"):
     """The network as a torch.nn.Module in eval mode; a layer's module bears its path: `model.get_submodule(path)`.
 
-    Convolution, batch normalisation and ReLU are three modules: "conv1", "conv1_bn", "conv1_relu". A network with
+    Convolution, batch normalisation and ReLU are three modules: "conv1", "conv1_bn", "conv1_relu"; the ReLU of a
+    residual block is in it, "conv2_1.relu". A network with
     auxiliary heads returns (output, heads' outputs...) in training.
 
     Weights are random: normal of deviation sqrt(2 / fan-in) (He et al. 2015), which keeps activations alive through
@@ -81,7 +82,7 @@ def _modules(items, shape, device):
         yield item.name, _module(item, shape, device)
         if getattr(item, "norm", False):
             yield f"{item.name}_bn", BatchNorm2d(item.k, device=device)
-        if getattr(item, "relu", False):
+        if getattr(item, "relu", False) and item.kind != "add":  # that one has it inside
             yield f"{item.name}_relu", torch.nn.ReLU(inplace=True)
         shape = after
 
@@ -118,7 +119,9 @@ def _join(block, shape, device):
             crop = block.cropped(shape_after(path, shape), smallest)
             if crop.offset:
                 modules[f"crop{number}"] = Crop(crop.size, crop.offset)
-    return JOINS[block.join](paths)
+    if block.join != "add":
+        return JOINS[block.join](paths)
+    return Residual(paths) if block.relu and Residual.fits(paths) else Add(paths, block.relu)
 
 
 def _pool(layer):

@@ -10,7 +10,7 @@ class _Paths(torch.nn.Module):
 
     def __init__(self, paths):
         super().__init__()
-        self.paths = [list(modules) for modules in paths]
+        self.paths = [list(modules) for modules in paths]  # of names
         for modules in paths:
             for name, module in modules.items():
                 if hasattr(self, name):
@@ -35,13 +35,56 @@ class Concat(_Paths):
 
 
 class Add(_Paths):
-    """The sum of the paths."""
+    """The sum of the paths, then ReLU if `relu`."""
+
+    def __init__(self, paths, relu=False):
+        super().__init__(paths)
+        self.relu = torch.nn.ReLU(inplace=True) if relu else None
 
     def forward(self, x):
         first, *others = self.outputs(x)
         for other in others:
             first = first + other
-        return first
+        return first if self.relu is None else self.relu(first)
+
+
+_BASIC = ("conv1", "conv1_bn", "conv1_relu", "conv2", "conv2_bn")
+_BOTTLENECK = (*_BASIC, "conv2_relu", "conv3", "conv3_bn")
+_PROJECTION = ("projection", "projection_bn")
+
+
+class Residual(Add):
+    """ResNet's block, basic or bottleneck, with squeeze-and-excitation or not, written out as torchvision does: where
+    `fastconv.convert` sees the last convolution, the sum and the ReLU in one forward, they are one layer to it."""
+
+    def __init__(self, paths):
+        super().__init__(paths, relu=True)
+        for name in (*_BOTTLENECK, "se", *_PROJECTION):
+            if name not in self._modules:
+                self.register_module(name, None)
+        # Between the projection and the sum, which both convolutions would otherwise be candidates to add.
+        self.shortcut = torch.nn.Identity()
+
+    @staticmethod
+    def fits(paths):
+        """Whether the paths are such a block's, by the names of their layers."""
+        if len(paths) != 2:
+            return False
+        body, shortcut = map(tuple, paths)
+        plain = body[:-1] if body[-1:] == ("se",) else body
+        return plain in (_BASIC, _BOTTLENECK) and shortcut in ((), _PROJECTION)
+
+    def forward(self, x):
+        y = self.conv1_relu(self.conv1_bn(self.conv1(x)))
+        y = self.conv2_bn(self.conv2(y))
+        if self.conv3 is not None:
+            y = self.conv3_bn(self.conv3(self.conv2_relu(y)))
+        if self.se is not None:
+            y = self.se(y)
+        if self.projection is not None:
+            x = self.shortcut(self.projection_bn(self.projection(x)))
+        y += x
+        return self.relu(y)
 
 
 class Scale(_Paths):
@@ -54,7 +97,7 @@ class Scale(_Paths):
         return first
 
 
-JOINS = {"concat": Concat, "add": Add, "scale": Scale}
+JOINS = {"concat": Concat, "scale": Scale}
 
 
 class Trunk(torch.nn.Sequential):

@@ -76,7 +76,7 @@ def test_paths_name_layers_and_their_modules():
     x = torch.randn(1, 3, 8, 9)
     first = model.first(x)
     inner = torch.cat([model.outer.inner.a(first), model.outer.inner.b(first).relu()], 1)
-    assert torch.equal(model[:2](x), first + model.outer.c(inner))
+    assert torch.equal(model[:2](x), (first + model.outer.c(inner)).relu())
 
 
 def test_scaling_and_cropping_do_what_they_say():

@@ -1,12 +1,13 @@
 """Every network, end to end: converted by fastconv.convert it computes what torch computes, forward and backward."""
 
 import dataclasses
+import functools
 import warnings
 
 import fastconv
 import pytest
 import torch
-from benchmarks import models, networks
+from benchmarks import models, modules, networks
 from benchmarks.networks.fcn import fcn8s
 from benchmarks.networks.xception import xception
 
@@ -114,7 +115,26 @@ def test_blocks_are_fused():
     lines = {line.split()[0]: line for line in report.splitlines()}
     assert "BatchNorm2d" in lines["conv2_1.conv1"]
     assert "ReLU" in lines["conv2_1.conv1"]
-    assert "ReLU not fused" in lines["conv2_1.conv2"]  # it follows an addition between modules of a Sequential
+    assert "folds 'conv2_1.conv2_bn', the residual and ReLU" in lines["conv2_1.conv2"]
+    blocks = [name for name, module in models.build(network).named_modules() if isinstance(module, modules.Add)]
+    assert len(blocks) == 8
+    assert all("the residual and ReLU" in lines[f"{block}.conv2"] for block in blocks)
+
+
+@pytest.mark.parametrize("name, blocks", [("resnet50", 16), ("se-resnet50", 16), ("xception", 12)])
+def test_residual_blocks_compute_what_their_paths_say(name, blocks):
+    """The blocks that are written out are those of the generic sum."""
+    network = small(name)
+    model = models.build(network)
+    found = [module for module in model.modules() if isinstance(module, modules.Add)]
+    assert len(found) == blocks
+    assert all(isinstance(block, modules.Residual) == (name != "xception") for block in found)
+    x = batch(network)
+    with torch.no_grad():
+        y = model(x)
+        for block in found:
+            block.forward = functools.partial(modules.Add.forward, block)
+        torch.testing.assert_close(model(x), y)
 
 
 @pytest.mark.parametrize("name", ["googlenet", "resnet18", "se-inception"])
