@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks describe | run | report | compare | list`."""
+"""The command line: `python -m benchmarks describe | run | record | report | compare | list`."""
 
 import argparse
 import sys
@@ -65,6 +65,9 @@ def parser():
     run = commands.add_parser("run", help="verify and measure, side by side with PyTorch and others", description=_RUN)
     _add_run_options(run, network)
 
+    recorded = commands.add_parser("record", help="the results that are committed, in one command", description=_RECORD)
+    _add_record_options(recorded)
+
     page = commands.add_parser("report", help="one HTML page and plots of a run's JSON")
     page.add_argument("results", metavar="RESULTS.json")
     page.add_argument("--out", metavar="FOLDER", help="where to write (default: RESULTS-report beside the file)")
@@ -88,6 +91,36 @@ def parser():
 
     commands.add_parser("list", help="the networks, suites, peers, algorithms, inputs and sweep keys there are")
     return top
+
+
+_RECORD = """Measures every layer of the networks and the networks as wholes, in both layouts, beside PyTorch; writes
+FOLDER/results.json and FOLDER/report. What is measured stays in FOLDER/parts until all is: the same command goes on after
+an interrupt, or when the time was up. Exit status: 0, 1 if a check failed, 2 for bad arguments, 130 after Ctrl-C."""
+
+
+def _list_of(parse):
+    return lambda word: [parse(part) for part in _names(word)]
+
+
+def _add_record_options(recorded):
+    from .record_names import DIRECTIONS, MALLOCS, NETWORKS
+
+    option = recorded.add_argument
+    option("folder", metavar="FOLDER", help="e.g. benchmarks/results/<machine>")
+    option("--quick", action="store_true", help="fewer rounds, and 25 minutes at most")
+    option("--minutes", type=_positive(float), help="start no part that would take longer than this in all")
+    option(
+        "--networks", type=_list_of(_one_of(networks.NETWORKS, "network")), metavar="NAME,...",
+        help=f"default {','.join(NETWORKS)}",
+    )  # fmt: skip
+    option("--batches", type=_list_of(_positive(int)), metavar="N,...", help="default 1,8")
+    option("--threads", type=_threads, metavar="N,...", help="default 1,all")
+    option("--mallocs", type=_list_of(_one_of(MALLOCS, "malloc")), metavar="NAME,...", help=f"default {','.join(MALLOCS)}")
+    option(
+        "--passes", dest="directions", type=_list_of(_one_of(DIRECTIONS, "pass")), metavar="NAME,...",
+        help=f"default {','.join(DIRECTIONS)}",
+    )  # fmt: skip
+    option("--seed", type=int, default=0, help="of random weights (default 0)")
 
 
 def _add_run_options(run, network):
@@ -152,6 +185,10 @@ def _run(top, arguments):
     try:
         if arguments.command == "run":
             return run(arguments)
+        if arguments.command == "record":
+            from .record import record
+
+            return record(arguments)
         if arguments.command == "compare":
             from .compare import compare
 

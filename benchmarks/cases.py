@@ -151,7 +151,7 @@ def of_network(network, model, x, only=None, training=False):
         layer, before = described[name]
         parameters = models.weight_and_bias(model, name) if layer.kind in _WEIGHTED else (None, None)
         tensors = (seen, *parameters)
-        cases.append(Case(name, network.name, _of_layer(layer, before, len(x)), tensors=tensors, first=name == first))
+        cases.append(Case(name, network.name, fields_of(layer, before, len(x)), tensors=tensors, first=name == first))
     model.eval()
     return cases
 
@@ -176,7 +176,8 @@ def _inputs_of(model, x, names):
     return {name: seen[name] for name in names}
 
 
-def _of_layer(layer, before, batch):
+def fields_of(layer, before, batch):
+    """A case's fields, of a network's layer whose input has the shape `before`."""
     if layer.kind == "linear":
         inputs_ = 1
         for size in before:

@@ -7,7 +7,7 @@ from .table import Column, Table, milliseconds
 from .writers import read_json
 
 # What names a row in both runs: the same problem, asked for in the same way.
-_KEY = ("name", "source", "pass", "dtype", "batch", "threads", "accuracy", "algorithm_asked")
+_KEY = ("name", "source", "pass", "dtype", "batch", "threads", "malloc", "accuracy", "algorithm_asked")
 
 
 def compare(arguments):

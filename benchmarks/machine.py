@@ -20,6 +20,7 @@ from .operands import DTYPES
 # minutes.
 _BUSY_VARIATION = 0.10
 _BUSY_DRIFT = 0.15
+PEAK_SECONDS = 0.7  # for each of the peaks
 _BUSY_SPREAD = 0.10  # of a row: half the quartile distance
 
 
@@ -59,11 +60,24 @@ def facts(fastconv, extension):
         "cores": os.cpu_count(),
         "clock_mhz": clock_mhz(),
         "memory_bytes": need("psutil", "to see the memory").virtual_memory().total,
+        "malloc": malloc(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "math": MATH,
         "system": f"{platform.system()} {platform.release()}",
         "git": git_commit(),
     }
+
+
+# Memory that is freed stays with the process: large results cost no page faults, which take longer than small layers.
+TUNED_MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+
+
+def malloc():
+    """How glibc's malloc was set when this process began: "default", "tuned" (TUNED_MALLOC), or its own words."""
+    given = {key: value for key, value in os.environ.items() if key.startswith("MALLOC_") and key.endswith("_")}
+    if not given:
+        return "default"
+    return "tuned" if given == TUNED_MALLOC else " ".join(f"{key}={value}" for key, value in sorted(given.items()))
 
 
 # What every side computes in: fp32 is compared with fp32, and nothing rounds to tf32 or bf16 on the way.
@@ -111,9 +125,9 @@ def _status(key):
     raise OSError(f"no {key} in /proc/self/status")
 
 
-def _timed(call, seconds=0.7):
+def _timed(call):
     call()
-    samples, end = [], time.perf_counter() + seconds
+    samples, end = [], time.perf_counter() + PEAK_SECONDS
     while len(samples) < 9 or time.perf_counter() < end:
         begin = time.perf_counter()
         call()

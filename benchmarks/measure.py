@@ -1,20 +1,27 @@
 """Timing: contestants take turns, so that whatever else the machine does hits all of them; medians and quartiles."""
 
+import math
 import statistics
 import time
 
 _LEAST_SAMPLE = 200e-6  # seconds; shorter calls are repeated within a sample, so that reading the clock costs < 0.1 %
+_SLOW = 50e-3  # seconds; a call this long needs no repetition, and its first one has warmed it up
 _MOST_ROUNDS = 1000
 
 
-def interleaved(contestants, samples, least_rounds=5, least_seconds=1.0, tick=None):
-    """Time callables in turn, A B C, C A B, B C A, ..., until both `least_rounds` and `least_seconds` are reached.
+def interleaved(
+    contestants, samples, least_rounds=5, least_seconds=1.0, tick=None, most_seconds=math.inf, known=None
+):
+    """Time callables in turn, A B C, C A B, B C A, ..., until both `least_rounds` and `least_seconds` are reached, or
+    after `most_seconds` and two rounds.
 
     `samples` {name: list} receives the seconds per call of each full round at its end, so that an interrupt keeps
-    what was measured. `tick(fraction)` is called after each round.
+    what was measured. `tick(fraction)` is called after each round. `known` {name: seconds} of calls just made: those
+    of slow ones are not repeated to warm up.
     """
     names = list(contestants)
-    repeats = {name: _repeats(contestants[name]) for name in names}
+    known = known or {}
+    repeats = {name: 1 if known.get(name, 0) > _SLOW else _repeats(contestants[name]) for name in names}
     start = time.perf_counter()
     for i in range(_MOST_ROUNDS):
         turn = {}
@@ -26,10 +33,12 @@ def interleaved(contestants, samples, least_rounds=5, least_seconds=1.0, tick=No
             turn[name] = (time.perf_counter() - begin) / times
         for name in names:
             samples[name].append(turn[name])
-        done = (time.perf_counter() - start) / least_seconds
+        gone = time.perf_counter() - start
+        done = min(gone / least_seconds, (i + 1) / least_rounds)
+        late = gone >= most_seconds and i >= 1
         if tick:
-            tick(min(1.0, done, (i + 1) / least_rounds))
-        if done >= 1 and i + 1 >= least_rounds:
+            tick(1.0 if late else min(1.0, done))
+        if done >= 1 or late:
             return
 
 

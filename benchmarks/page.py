@@ -42,13 +42,17 @@ def write_report(arguments):
         MissingExtra: matplotlib is not installed.
     """
     results = pathlib.Path(arguments.results)
+    write(results, pathlib.Path(arguments.out) if arguments.out else results.with_name(f"{results.stem}-report"))
+    return 0
+
+
+def write(results, folder):
+    """The page and the plots of the file `results`, into `folder`. Raises as write_report."""
     data = read_json(results)
-    folder = pathlib.Path(arguments.out) if arguments.out else results.with_name(f"{results.stem}-report")
     folder.mkdir(parents=True, exist_ok=True)
     plots = draw(data, folder)
     files.replace(folder / "index.html", page(data, [(title, (folder / name).read_bytes()) for title, name in plots]))
     print(f"{folder / 'index.html'}, {', '.join(name for _, name in plots) or 'no plots: nothing was measured'}")
-    return 0
 
 
 def page(data, plots):

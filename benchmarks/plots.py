@@ -34,7 +34,8 @@ def label(row, rows):
     """The row's name, with whatever tells it from others of this name."""
     name = row["name"] or row["problem"] or row["kind"]
     parts = [name] if row["algorithm_asked"] == "auto" else [f"{name} [{row['algorithm_asked']}]"]
-    for key, words in (("pass", "{}"), ("dtype", "{}"), ("batch", "n{}"), ("threads", "{}T"), ("accuracy", "{}")):
+    for key, words in (("pass", "{}"), ("dtype", "{}"), ("batch", "n{}"), ("threads", "{}T"), ("accuracy", "{}"),
+                       ("malloc", "malloc {}")):
         if len({r[key] for r in rows}) > 1:
             parts.append(words.format(row[key]))
     if not row["name"]:

@@ -240,6 +240,13 @@ def _whole_lines(one):
         f"  memory: parameters {megabytes(whole['parameters'] * f.FLOAT)}; all activations "
         f"{megabytes(whole['activation_bytes'])}; this process at most {megabytes(machine.peak_rss())}"
     )
+    peaks = {side: min(found.values()) for side, found in whole["peak_bytes"].items() if None not in found.values()}
+    if peaks:
+        words = ", ".join(f"{side} {megabytes(peak)}" for side, peak in peaks.items())
+        lines.append(
+            f"  peak of one call, parameters included, in the smaller layout: {words}; fastconv keeps "
+            f"{megabytes(whole['filter_bytes'] or 0)} of transformed filters between calls"
+        )
     saved = whole["saved_bytes"]
     if len(saved) == 2:
         ours, theirs = (megabytes(saved[side]) for side in ("fastconv", "torch"))

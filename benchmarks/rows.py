@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from . import formulas as f
 from . import measure
-from .machine import MATH
+from .machine import MATH, malloc
 
 FASTCONV = "fastconv"
 # What `check` begins with; the first two are no failures.
@@ -15,7 +15,8 @@ OK, REFUSED, FAILED, IMPOSSIBLE, NOT_REACHED = "ok", "refused", "failed", "impos
 class Row:
     """choices: layout -> contestants.choices. saved_bytes: side -> bytes. peak_bytes, errors, samples: side -> layout
     -> bytes, one error for each result, seconds. unable, wrong: peer -> why it does not run, or fails its check.
-    facts: flops, macs, minimum_bytes of all passes together. texts: layout -> the first pass's problem."""
+    facts: flops, macs, minimum_bytes of all passes together. texts: layout -> the first pass's problem. layers:
+    [network, layer] of those that have this problem, where several networks were measured at once."""
 
     case: object
     asked: str  # the algorithm that was asked for; "auto" leaves the choice to fastconv
@@ -31,6 +32,7 @@ class Row:
     wrong: dict = field(default_factory=dict)
     check: str = NOT_REACHED  # or OK, or one of the other words, a colon and the reason
     samples: dict = field(default_factory=dict)
+    layers: list = field(default_factory=list)
 
     def label(self):
         name = self.case.name or self.case.kind
@@ -140,6 +142,8 @@ class Row:
             "layouts": case.layouts,
             "fields": case.fields,
             "threads": self.threads,
+            "malloc": malloc(),
+            "layers": self.layers,
             "accuracy": self.accuracy,
             "algorithm_asked": self.asked,
             "problem": self.problem(),

@@ -16,11 +16,10 @@ import torch
 from . import cases, contestants, inputs, machine, models, networks, report, sweep, writers
 from .extras import need
 from .nearest import did_you_mean
-from .operands import Operands, TooLarge
 from .peers import PEERS
 from .progress import progress
-from .rows import IMPOSSIBLE, Row, facts_of
-from .trial import Trial
+from .rows import Row
+from .trial import How, run_case
 from .whole import WholeNetwork
 
 
@@ -132,10 +131,15 @@ class Bench:
         works, model, x = self._prepare()
         share = 1.0 if model is None else 0.85  # of the bar; the rest is the whole network's
         for number, work in enumerate(works):
-            self._one(work, bar, lambda part, at=number: bar.to(share * (at + part) / len(works)))
+            part = lambda done, at=number: bar.to(share * (at + done) / len(works))  # noqa: E731
+            run_case(work.case, work.rows, self._how(), bar.stage, part)
         if model is not None:
             self._whole_network(model, x, bar, share)
         self.peaks_after = self._all_peaks(dtypes)
+
+    def _how(self):
+        given = self.arguments
+        return How(given.accuracy, tuple(self._peers()), given.seed, given.runs, given.min_time)
 
     def _peers(self):
         return [name for name in self.arguments.peers if name not in self.absent]
@@ -184,37 +188,6 @@ class Bench:
         asked = self.arguments.algorithms if case.convolves else ["auto"]
         return [Row(case, name, threads, accuracy) for threads in self.numbers_of_threads() for name in asked]
 
-    def _one(self, work, bar, tick):
-        """Verify and measure a case; a problem that PyTorch does not take is said so in its rows."""
-        case, arguments, counts = work.case, self.arguments, self.numbers_of_threads()
-        name = case.name or case.kind
-        torch.set_num_threads(max(counts))
-        bar.stage(f"verifying {name}")
-        try:
-            operands = Operands(case, arguments.seed, machine.free_memory())
-            reference = [t.detach() for t in operands.reference(contestants.torch_results)]
-            facts = facts_of(case, fastconv.ops.extension())
-            texts = case.texts(arguments.accuracy)
-        except (TooLarge, RuntimeError, ValueError, TypeError, OverflowError) as error:
-            for row in work.rows:
-                row.check = f"{IMPOSSIBLE}: {str(error).strip()}"
-            return
-        for row in work.rows:
-            row.facts, row.texts = facts, texts
-        with (
-            contestants.accuracy(case.accuracy or arguments.accuracy),
-            torch.set_grad_enabled(case.direction == "train"),
-        ):
-            for at, threads in enumerate(counts):
-                torch.set_num_threads(threads)
-                rows = [row for row in work.rows if row.threads == threads]
-                bar.stage(f"verifying {name}")
-                trial = Trial(case, operands, reference, rows, threads)
-                trial.verify(self._peers())
-                bar.stage(f"measuring {name}")
-                part = lambda done, at=at: tick((at + done) / len(counts))  # noqa: E731
-                trial.measure(arguments.runs, arguments.min_time, part)
-
     def _whole_network(self, model, x, bar, share):
         arguments, counts = self.arguments, self.numbers_of_threads()
         for at, threads in enumerate(counts):
@@ -226,7 +199,7 @@ class Bench:
             one = WholeNetwork(self.network, len(x), direction, arguments.algorithms, threads, compiled)
             self.whole.append(one)
             part = lambda done, at=at: bar.to(share + (1 - share) * (at + done) / len(counts))  # noqa: E731
-            one.run(model, x, arguments.runs, 3 * arguments.min_time, bar.stage, part)
+            one.run(model, x, self._how(), bar.stage, part)
 
     # --- what came out -----------------------------------------------------------------------------------------
 

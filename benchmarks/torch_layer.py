@@ -11,10 +11,32 @@ def forward(fields, x, weight=None, bias=None, residual=None, best=False):
     """PyTorch's function of the same name, as a layer uses it: activations in place, unequal pads by F.pad. `best`:
     what else PyTorch has for the problem, if that is faster: a mean for averages over whole maps
     (AdaptiveAvgPool2d(1))."""
-    y = _KINDS[fields["kind"]](fields, x, weight, bias, best)
+    return _finished(fields, _KINDS[fields["kind"]](fields, x, weight, bias, best), residual)
+
+
+def _finished(fields, y, residual):
     if residual is not None:
         y = y + residual if torch.is_grad_enabled() and y.requires_grad else y.add_(residual)
     return activations.apply(fields, y)
+
+
+def is_depthwise(fields):
+    return fields["kind"] == "conv" and fields["groups"] == fields["c"] == fields["k"]
+
+
+def depthwise(fields, x, weight, bias=None, residual=None):
+    """`forward` of a depthwise convolution as a sum of shifted maps: in float64, where PyTorch's own runs channel by
+    channel, in a third of the time."""
+    top, left, bottom, right = g.pads(fields)
+    x = F.pad(x, (left, right, top, bottom))
+    (p, q), (u, v), (d, e) = g.output_plane(fields), g.stride(fields), g.dilation(fields)
+    y = x.new_zeros(()) if bias is None else bias.view(-1, 1, 1)
+    y = y.expand(len(x), fields["k"], p, q).clone()
+    for r in range(fields["r"]):
+        for s in range(fields["s"]):
+            seen = x[:, :, r * d : r * d + (p - 1) * u + 1 : u, s * e : s * e + (q - 1) * v + 1 : v]
+            y = torch.addcmul(y, seen, weight[:, 0, r, s].view(-1, 1, 1))
+    return _finished(fields, y, residual)
 
 
 def _linear(fields, x, weight, bias, best):

@@ -1,52 +1,71 @@
 """The whole network, end to end: fastconv.convert's model beside PyTorch's, verified, then timed in turns."""
 
 import contextlib
+import time
 
 import fastconv
 import torch
 
 from . import contestants as c
 from . import formulas as f
-from . import measure, models, verify
+from . import machine, measure, models, verify
 
 
 class WholeNetwork:
     """Results of one number of threads. samples, check: side -> layout -> seconds, verify.compare_networks()'s dict.
 
-    fastconv's sides are called "fastconv <algorithm asked for>"."""
+    fastconv's sides are called "fastconv <algorithm asked for>". peak_bytes: side -> layout -> the most memory of a
+    call, parameters and input included; filter_bytes: transformed filters that fastconv then keeps, in NCHW.
+    """
 
     def __init__(self, network, batch, direction, algorithms, threads, compiled):
         self.network, self.batch, self.algorithms, self.threads = network, batch, algorithms, threads
         self.training, self._compiled = direction == "train", compiled and direction != "train"
         self.samples, self.check, self.saved_bytes = {}, {}, {}
+        self.peak_bytes, self.filter_bytes = {}, None
 
-    def run(self, model, x, runs, seconds, stage=lambda words: None, tick=None):
-        """Verify and measure `model` (models.build's) on the input `x`."""
+    def run(self, model, x, how, stage=lambda words: None, tick=None):
+        """Verify and measure `model` (models.build's) on the input `x`; `how`: trial.How."""
         stage("verifying the whole network")
-        contestants, samples = {}, {}
+        contestants, samples, known = {}, {}, {}
         for layout in models.LAYOUTS:
             image = x.clone(memory_format=models.LAYOUTS[layout])
-            for side, step in self._sides(model, image, layout):
+            for side, step in self._sides(model, image, layout, how.memory(self.threads)):
+                begin = time.perf_counter()
                 if side == "torch":
                     expected = self._results(step)
                 elif not self._checked(side, layout, step, expected):
                     continue
+                known[side, layout] = time.perf_counter() - begin
+                if how.memory(self.threads):
+                    self._look_at_memory(side, layout, step, model, x)
                 contestants[side, layout], samples[side, layout] = step, []
                 self.samples.setdefault(side, {})[layout] = samples[side, layout]
         stage("measuring the whole network")
         with torch.set_grad_enabled(self.training):
-            measure.interleaved(contestants, samples, runs, seconds, tick=tick)
+            measure.interleaved(contestants, samples, how.runs, 3 * how.seconds, tick, how.most_seconds, known)
 
-    def _sides(self, model, image, layout):
+    def _look_at_memory(self, side, layout, step, model, x):
+        with torch.set_grad_enabled(self.training):
+            step()  # from the second call on, transformed filters are kept
+            extra = machine.peak_extra_bytes(step)
+        held = sum(t.numel() * t.element_size() for t in (*model.parameters(), x))
+        kept = fastconv.filter_cache_info().bytes if side.startswith("fastconv") else 0
+        self.peak_bytes.setdefault(side, {})[layout] = None if extra is None else held + kept + extra
+        if side == "fastconv auto" and layout == "nchw":
+            self.filter_bytes = kept
+
+    def _sides(self, model, image, layout, memory):
         """(name, step) of every side, PyTorch's first. Linear layers, most of the memory, are shared."""
         nets = {"torch": models.twin(model, layout)}
         yield "torch", self._step(nets["torch"], image)
         if self._compiled:
             yield "torch.compile", self._compiled_step(models.twin(model, layout), image)
+        fastconv.clear_filter_cache()
         nets["fastconv"] = fastconv.convert(models.twin(model, layout), inplace=True, fallback="error")
         for asked in self.algorithms:
             yield f"fastconv {asked}", self._step(nets["fastconv"], image, asked)
-        if layout == "nchw":
+        if layout == "nchw" and memory:
             for side, net in nets.items():
                 self.saved_bytes[side] = c.saved_bytes(lambda net=net: net(image), list(net.parameters()))
 
@@ -114,13 +133,20 @@ class WholeNetwork:
             side: measure.ratio(best[best_peer][1], best[side][1]) for side in speed if best_peer and side not in peers
         }
         return {
+            "network": self.network.name,
+            "title": self.network.title,
+            "batch": self.batch,
+            "pass": "train" if self.training else "fwd",
             "threads": self.threads,
+            "malloc": machine.malloc(),
             "check": self.check,
             "speed": speed,
             "best_peer": best_peer,
             "ratio": ratios,
             "samples": self.samples,
             "saved_bytes": self.saved_bytes,
+            "peak_bytes": self.peak_bytes,
+            "filter_bytes": self.filter_bytes,
             "parameters": self.network.parameters(),
             "flops": sum(layer.flops(before, self.batch) for layer, before, _ in self.network.walk()),
             "activation_bytes": self.network.activations() * self.batch * f.FLOAT,

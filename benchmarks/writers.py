@@ -9,7 +9,7 @@ from . import files, machine, report
 from .peers import PEERS
 from .rows import FASTCONV
 
-SCHEMA = 2  # 1 had one network's rows beside PyTorch alone
+SCHEMA = 3  # 2 did not know whose layers a row is, nor how malloc was set; 1 had one network beside PyTorch alone
 KIND = "fastconv benchmark"
 
 
@@ -88,6 +88,7 @@ _COLUMNS = {
     "math": lambda r: r["math"],
     "batch": lambda r: r["batch"],
     "threads": lambda r: r["threads"],
+    "malloc": lambda r: r["malloc"],
     "accuracy": lambda r: r["accuracy"],
     "algorithm_asked": lambda r: r["algorithm_asked"],
     "algorithm": lambda r: " ".join(r["algorithm"]),

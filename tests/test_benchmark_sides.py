@@ -68,6 +68,17 @@ def test_fastconv_passes_in_every_pass_dtype_and_layout(name, direction, dtype):
         assert [c["pass"] for c in contestants.choices(case, layout, "auto")] == case.passes()
 
 
+@pytest.mark.parametrize("direction", cases.PASSES)
+@pytest.mark.parametrize("name", ["depthwise", "conv"])
+def test_the_reference_is_pytorchs_result_whatever_way_is_faster(name, direction):
+    case = case_of(name, direction).having(stride_h=2, activation="relu", residual=direction in ("fwd", "train"))
+    made = Operands(case)
+    ours, theirs = (made.reference(run) for run in (contestants.reference_results, contestants.torch_results))
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("direction", ["fwd", "grad_input", "train"])
 def test_averages_of_whole_maps_are_means_where_pytorch_is_timed(direction):
     """Its mean of a map is more exact than avg_pool2d, to which fastconv's function of that name is held."""

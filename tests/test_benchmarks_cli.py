@@ -1,7 +1,6 @@
 """`python -m benchmarks` as its user meets it: tables, JSON, exit statuses, interrupts, planted errors."""
 
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -18,7 +17,7 @@ ROW_FIELDS = {
     "name", "source", "kind", "pass", "dtype", "math", "batch", "layouts", "fields", "threads", "accuracy",
     "algorithm_asked", "problem", "layout", "algorithm", "why", "choices", "flops", "macs", "executed_macs",
     "minimum_bytes", "arithmetic_intensity", "workspace_bytes", "saved_bytes", "peak_bytes", "check", "errors",
-    "peers_unable", "peers_wrong", "speed", "samples",
+    "peers_unable", "peers_wrong", "speed", "samples", "malloc", "layers",
 }  # fmt: skip
 LENET = ["run", "lenet5", "--min-time", "0.01", "--threads", "1"]
 
@@ -26,7 +25,7 @@ LENET = ["run", "lenet5", "--min-time", "0.01", "--threads", "1"]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """The machine's peaks in a hundredth of a second, and the threads and torch's math as they were."""
-    monkeypatch.setattr(machine, "_timed", functools.partial(machine._timed, seconds=0.01))
+    monkeypatch.setattr(machine, "PEAK_SECONDS", 0.01)
     monkeypatch.setattr(machine, "ieee", lambda: None)
     threads = torch.get_num_threads()
     yield
