@@ -22,10 +22,11 @@ inline void prefetch_write(const char* line) {
 #endif
 }
 
-// Lines at a fixed distance. A step of 0 repeats one line, which costs nothing.
+// `count` lines at a fixed distance; a step of 0 repeats one line, which costs nothing.
 struct LineRun {
   const char* line;
   int64_t step;
+  int64_t count;
 };
 
 // An aligned store past the caches, for results larger than they are: saves reading the lines first. The thread that

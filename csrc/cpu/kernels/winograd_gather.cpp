@@ -102,14 +102,14 @@ struct WinogradRun {
         transform_taps<F>(staged, some, chunk + c * W, kStride);
       }
       const bool more = next < g.channels;
-      const TapLines<T> reads(taps, more ? k0 : smaller(k0 + W, g.filters - 1), more ? next : 0,
+      TapLines<T> reads(taps, more ? k0 : smaller(k0 + W, g.filters - 1), more ? next : 0,
                               smaller(kFlush, g.channels - (more ? next : 0)));
       for (int f = 0; f < N * N; ++f)
         for (int64_t part = 0; part < parts; ++part) {
           const int64_t first = tile_start(part, parts, count), last = tile_start(part + 1, parts, count);
           multiply_chunk(last - first, input + f * input_stride + c0 * block_tiles + first * L, block_tiles * L,
                          chunk + f * kStride, channels, sums + f * sum_stride + first * W, c0 > 0,
-                         reads.run(f * parts + part), writes.next(kWrites * kLines));
+                         reads.next(), writes.next(kWrites * kLines));
         }
     }
   }

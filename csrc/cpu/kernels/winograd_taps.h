@@ -108,25 +108,34 @@ inline void transform_taps(const float* staged, int64_t channels, float* dst, in
   }
 }
 
-// The lines of `channels` channels' taps, in runs of the fast direction of the weight, to prefetch them.
+// The lines of `channels` channels' taps, as runs of lines to prefetch: along the fast direction of the weight.
 template <class T>
-struct TapLines {
-  const char* base;
-  int64_t row, step, next;  // bytes
-  int64_t rows;
-
+class TapLines {
+ public:
   TapLines(const FilterSource<T>& s, int64_t filter, int64_t channel, int64_t channels) {
     constexpr int64_t bytes = sizeof(T);
     const bool dense = s.col_stride == 1;
     const bool along_channels = s.channel_stride < s.filter_stride;
     const int64_t wide = s.filters - filter < kTileWidth<float> ? s.filters - filter : kTileWidth<float>;
-    base = reinterpret_cast<const char*>(s.at(filter, channel));
-    row = (along_channels ? s.filter_stride : s.channel_stride) * bytes;
-    rows = along_channels ? wide : channels;
-    step = dense ? kLineBytes : s.col_stride * bytes;
-    next = dense ? 16 * kLineBytes : kLineBytes;  // what a run of 16 lines has covered, or one line of each tap
+    const int64_t fast = (along_channels ? channels * s.channel_stride : wide * s.filter_stride) * bytes;
+    line_ = reinterpret_cast<const char*>(s.at(filter, channel));
+    row_ = (along_channels ? s.filter_stride : s.channel_stride) * bytes;
+    rows_ = along_channels ? wide : channels;
+    step_ = dense ? kLineBytes : s.col_stride * bytes;
+    length_ = dense ? fast / kLineBytes + 1 : kMost;
   }
-  LineRun run(int64_t i) const { return {base + i % rows * row + i / rows * next, step}; }
+  LineRun next() {
+    if (row_index_ == rows_) return {line_, 0, 0};
+    const LineRun run{line_ + at_ * step_, step_, length_ - at_ < kMost ? length_ - at_ : kMost};
+    at_ += kMost;
+    if (at_ >= length_) at_ = 0, ++row_index_, line_ += row_;
+    return run;
+  }
+
+ private:
+  static constexpr int64_t kMost = 16;  // lines of a run
+  const char* line_;
+  int64_t row_, step_, rows_, length_, row_index_ = 0, at_ = 0;
 };
 
 }  // namespace

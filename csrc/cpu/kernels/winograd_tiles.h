@@ -60,10 +60,11 @@ class LineWalk {
       if (++line_ < lines_) continue;
       line_ = 0;
       if (++row_ < row_end_) continue;
-      if (tile_ >= end_) return {reinterpret_cast<const char*>(this), 0};
+      if (tile_ >= end_) return {reinterpret_cast<const char*>(this), 0, 0};
       open_segment();
     }
-    const LineRun run{start_ + row_ * tensor_->row + line_ * kLineBytes + item_ * item_step_, item_step_};
+    const LineRun run{start_ + row_ * tensor_->row + line_ * kLineBytes + item_ * item_step_, item_step_,
+                      smaller(most, items_ - item_)};
     item_ += most;
     return run;
   }

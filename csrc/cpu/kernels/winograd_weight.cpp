@@ -104,7 +104,7 @@ struct WinogradWeight {
             const int64_t c = tile_start(i, parts, x.channels), c_end = tile_start(i + 1, parts, x.channels);
             float* acc = products + f * product_stride + (kb * x.channels + c) * W;
             // The sums that come next: at least as many lines as tiles are wanted for each of 2 x 14 vectors.
-            const LineRun sums_next{reinterpret_cast<const char*>(acc + (c_end - c) * W), kLineBytes};
+            const LineRun sums_next{reinterpret_cast<const char*>(acc + (c_end - c) * W), kLineBytes, end - begin};
             const LineRun next = (f + kb + i) % 2 ? reads_x.next(end - begin) : reads_y.next(end - begin);
             outer(c_end - c, xs + f * x_stride + c, x_step, ys + f * y_stride + kb * W, y_step, end - begin, acc,
                   round > 0, next, sums_next);
