@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks describe | run | record | report | compare | list`."""
+"""The command line: `python -m benchmarks describe | run | record | report | readme | compare | list`."""
 
 import argparse
 import sys
@@ -72,6 +72,11 @@ def parser():
     page.add_argument("results", metavar="RESULTS.json")
     page.add_argument("--out", metavar="FOLDER", help="where to write (default: RESULTS-report beside the file)")
 
+    readme = commands.add_parser("readme", help="the project README's tables and picture, from a file of results")
+    readme.add_argument("results", metavar="RESULTS.json")
+    readme.add_argument("--readme", metavar="FILE", default="README.md", help="default README.md, in this folder")
+    readme.add_argument("--check", action="store_true", help="write nothing; exit with 1 if it is out of date")
+
     compared = commands.add_parser("compare", help="two runs' JSON: what became faster or slower")
     compared.add_argument("old", metavar="OLD.json")
     compared.add_argument("new", metavar="NEW.json")
@@ -94,8 +99,9 @@ def parser():
 
 
 _RECORD = """Measures every layer of the networks and the networks as wholes, in both layouts, beside PyTorch; writes
-FOLDER/results.json and FOLDER/report. What is measured stays in FOLDER/parts until all is: the same command goes on after
-an interrupt, or when the time was up. Exit status: 0, 1 if a check failed, 2 for bad arguments, 130 after Ctrl-C."""
+FOLDER/results.json and FOLDER/report. What is measured stays in FOLDER/parts until all is: the same command goes on
+after an interrupt, or when the time was up. Exit status: 0, 1 if a check failed, 2 for bad arguments, 130 after
+Ctrl-C."""
 
 
 def _list_of(parse):
@@ -115,7 +121,10 @@ def _add_record_options(recorded):
     )  # fmt: skip
     option("--batches", type=_list_of(_positive(int)), metavar="N,...", help="default 1,8")
     option("--threads", type=_threads, metavar="N,...", help="default 1,all")
-    option("--mallocs", type=_list_of(_one_of(MALLOCS, "malloc")), metavar="NAME,...", help=f"default {','.join(MALLOCS)}")
+    option(
+        "--mallocs", type=_list_of(_one_of(MALLOCS, "malloc")), metavar="NAME,...",
+        help=f"default {','.join(MALLOCS)}: glibc's own settings, and one that keeps freed memory",
+    )  # fmt: skip
     option(
         "--passes", dest="directions", type=_list_of(_one_of(DIRECTIONS, "pass")), metavar="NAME,...",
         help=f"default {','.join(DIRECTIONS)}",
@@ -193,10 +202,21 @@ def _run(top, arguments):
             from .compare import compare
 
             return compare(arguments)
+        if arguments.command == "readme":
+            return _readme(top, arguments)
         from .page import write_report
 
         return write_report(arguments)
     except (BadArgument, BadResults) as bad:
+        top.error(str(bad))
+
+
+def _readme(top, arguments):
+    from .readme import BadReadme, write_readme
+
+    try:
+        return write_readme(arguments)
+    except BadReadme as bad:
         top.error(str(bad))
 
 

@@ -4,8 +4,8 @@ import base64
 import html
 import pathlib
 
-from . import files
-from .plots import draw, label
+from . import files, plots, recording_page, recording_plots, summary
+from .plots import label
 from .rows import FASTCONV
 from .table import count, megabytes, milliseconds, percent
 from .writers import read_json, side_error, side_peak
@@ -14,7 +14,7 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1150px; padding: 0 1rem; color: #1a1a1a; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 img { max-width: 100%; height: auto; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } .broad { margin-left: calc(50% - 48vw); width: 96vw; }
 table { border-collapse: collapse; font-size: 13px; }
 th, td { padding: 3px 9px; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e4e4; }
 th { border-bottom: 2px solid #888; position: sticky; top: 0; background: #fff; }
@@ -50,24 +50,41 @@ def write(results, folder):
     """The page and the plots of the file `results`, into `folder`. Raises as write_report."""
     data = read_json(results)
     folder.mkdir(parents=True, exist_ok=True)
-    plots = draw(data, folder)
-    files.replace(folder / "index.html", page(data, [(title, (folder / name).read_bytes()) for title, name in plots]))
-    print(f"{folder / 'index.html'}, {', '.join(name for _, name in plots) or 'no plots: nothing was measured'}")
+    drawn = _draw(data, folder)
+    files.replace(folder / "index.html", page(data, [(title, (folder / name).read_bytes()) for title, name in drawn]))
+    print(f"{folder / 'index.html'}, {', '.join(name for _, name in drawn) or 'no plots: nothing was measured'}")
 
 
-def page(data, plots):
-    """The HTML; `plots` [(title, PNG)] are embedded."""
+def _draw(data, folder):
+    """[(title, file name)]"""
+    if not data.get("recording"):
+        return plots.draw(data, folder)
+    if not any(summary.ratio_of(row) for row in data["rows"]):
+        return []
+    recording_plots.draw_ratios(data, folder / "ratios.png")
+    recording_plots.draw_roofline(data, summary.main_setups(data), folder / "roofline.png")
+    return [("Every problem", "ratios.png"), ("Roofline", "roofline.png")]
+
+
+def page(data, pictures):
+    """The HTML; `pictures` [(title, PNG)] are embedded."""
     e = html.escape
     body = [f"<h1>fastconv beside {e(', '.join(data['machine']['peers']) or 'nobody')}: {e(data['title'])}</h1>"]
     body += [_facts(data), *_warnings(data)]
-    for title, png in plots:
-        image = base64.b64encode(png).decode()
-        body.append(f'<h2>{e(title)}</h2><img alt="{e(title)}" src="data:image/png;base64,{image}">')
-    body += [_whole(one) for one in data["whole_network"]]
-    body += ["<h2>Every row</h2>", _table(data), *(f"<p>{note}</p>" for note in _NOTES)]
+    shown = [
+        f'<h2>{e(title)}</h2><img alt="{e(title)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+        for title, png in pictures
+    ]
+    if data.get("recording"):
+        body += recording_page.body(data, shown)
+    else:
+        body += [*shown, *(_whole(one) for one in data["whole_network"])]
+        body += ["<h2>Every row</h2>", _table(data)]
+    body += [f"<p>{note}</p>" for note in _NOTES]
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>fastconv: {e(data["title"])}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{_STYLE}{recording_page.STYLE}</style>\n"
         + "\n".join(body)
         + "\n</html>\n"
     )
@@ -131,7 +148,7 @@ def _table(data):
     )
     lines = [f'<tr>{head}<th class="words">math</th><th class="words">algorithm and why</th></tr>']
     lines += [_row(row, rows, peers) for row in rows]
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+    return f'<div class="wide broad"><table>{"".join(lines)}</table></div>'
 
 
 def _row(row, rows, peers):

@@ -129,7 +129,8 @@ def _roofline(plt, rows, peaks, dtype, words):
         at = lambda row, side: (row["arithmetic_intensity"], row["speed"]["sides"][side]["gflops"])  # noqa: E731
         others = [at(row, side) for row in rows for side in _pair_of(row)]
         points, names = [at(row, FASTCONV) for row in named], [_case(row, rows) for row in named]
-        _label_points(figure, axes, points, names, others, roofs)
+        along = (low * (high / low) ** (i / 120) for i in range(121))
+        _label_points(figure, axes, points, names, others, roofs, [(x, min(x * bandwidth, compute)) for x in along])
     return figure
 
 
@@ -181,9 +182,9 @@ _PLACES = (
 )  # fmt: skip
 
 
-def _label_points(figure, axes, points, labels, others, texts):
-    """Names beside points, in the first of several places where no name, none of `texts` and no point is. Points of
-    almost the same place share a name, 'conv3_2, conv3_3'."""
+def _label_points(figure, axes, points, labels, others, texts, line):
+    """Names beside points, in the first of several places where no name, none of `texts`, no point and not the `line`
+    (points too) is. Points of almost the same place share a name, 'conv3_2, conv3_3'."""
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
@@ -195,6 +196,7 @@ def _label_points(figure, axes, points, labels, others, texts):
     renderer, frame = figure.canvas.get_renderer(), axes.get_window_extent()
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axes.transData.transform(others)]
     taken += [text.get_window_extent(renderer) for text in texts]
+    taken += [Bbox.from_bounds(x - 2, y - 2, 4, 4) for x, y in axes.transData.transform(line)]
     for point, names in together.items():
         words = ", ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} more"
         for dx, dy, align in _PLACES:

@@ -18,6 +18,7 @@ import fastconv
 import torch
 
 from . import files, machine, networks, page
+from . import formulas as f
 from .progress import progress
 from .record_plan import Settings, predicted_seconds
 from .writers import KIND, SCHEMA
@@ -198,6 +199,7 @@ class Recording:
         parts, settings = self.done(), self.settings
         contents = list(parts.values())
         latest = contents[-1] if contents else None
+        peaks = _best_peaks([content["peaks"] for content in contents])
         titles = [networks.NETWORKS[name].title.partition(" (")[0].partition(",")[0] for name in settings.networks]
         return {
             "schema": SCHEMA,
@@ -214,8 +216,8 @@ class Recording:
             "crash": None,
             "machine": {**latest["machine"], "malloc": " and ".join(settings.mallocs)} if latest else None,
             "peers_absent": {},
-            "peaks": contents[0]["peaks"] if contents else {},
-            "peaks_after": latest["peaks"] if latest else {},
+            "peaks": peaks,
+            "peaks_after": {},
             "noise": _noise(contents),
             "peak_rss_bytes": None,
             "recording": {
@@ -223,7 +225,7 @@ class Recording:
                 "seconds": sum(content["seconds"] for content in contents),
                 "missing": [part.key() for part in settings.parts() if part not in parts],
             },
-            "rows": [row for content in contents for row in content["rows"]],
+            "rows": [_under(peaks, row) for content in contents for row in content["rows"]],
             "whole_network": [one for content in contents for one in content["whole_network"]],
         }
 
@@ -233,6 +235,34 @@ class Recording:
         (self.folder / PARTS / ".gitignore").unlink(missing_ok=True)
         if not any((self.folder / PARTS).iterdir()):
             (self.folder / PARTS).rmdir()
+
+
+def _best_peaks(each):
+    """{threads: machine.peaks()} with the best rates of all parts: what the machine reaches when it is let."""
+    best = {}
+    for peaks in each:
+        for threads, found in peaks.items():
+            known = best.setdefault(threads, found)
+            rates = {dtype: max(rate, known["flops_per_second"][dtype])
+                     for dtype, rate in found["flops_per_second"].items()}  # fmt: skip
+            moved = max(known["bytes_per_second"], found["bytes_per_second"])
+            best[threads] = {**known, "flops_per_second": rates, "bytes_per_second": moved}
+    return best
+
+
+def _under(peaks, row):
+    """The row with its share of the roofline by these peaks."""
+    if not row["speed"]:
+        return row
+    found = peaks[str(row["threads"])]
+    roof = f.roofline_seconds(
+        row["flops"], row["minimum_bytes"], found["flops_per_second"][row["dtype"]], found["bytes_per_second"]
+    )
+    sides = {
+        side: {**each, "roofline": float(f"{roof / each['median']:.4g}")}
+        for side, each in row["speed"]["sides"].items()
+    }
+    return {**row, "speed": {**row["speed"], "sides": sides}}
 
 
 def _noise(contents):

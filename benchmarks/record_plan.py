@@ -34,8 +34,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Settings:
-    """most_seconds: after this long, two rounds of a case suffice. Unless `thorough`, tuned malloc and whole networks in
-    batches are measured with the most threads only."""
+    """most_seconds: after this long, two rounds of a case suffice. Unless `thorough`, tuned malloc and whole networks
+    in batches are measured with the most threads only."""
 
     networks: tuple = NETWORKS
     batches: tuple = (1, 8)
