@@ -34,8 +34,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Settings:
-    """most_seconds: after this long, two rounds of a case suffice. Unless `thorough`, tuned malloc and whole networks
-    in batches are measured with the most threads only."""
+    """most_seconds: after this long, two rounds of a case suffice. Unless `thorough`, tuned malloc, and in batches whole
+    networks and training, are measured with the most threads only, and memory with the smallest batch."""
 
     networks: tuple = NETWORKS
     batches: tuple = (1, 8)
@@ -55,9 +55,14 @@ class Settings:
         return [Part(*stage, name, what) for stage in stages for name in self.networks for what in ("layers", "whole")]
 
     def threads_of(self, part):
-        batched = part.what == "whole" and part.batch > 1
+        batched = part.batch > min(self.batches) and (part.what == "whole" or part.direction == "train")
         most_only = not self.thorough and (part.malloc != "default" or batched)
         return (max(self.threads),) if most_only else self.threads
+
+    def looks_at_memory(self, part):
+        """What malloc does is not the sides' doing, and a training step's whole has more than its layers."""
+        small = self.thorough or part.batch == min(self.batches)
+        return part.malloc == "default" and small and (part.what == "layers" or part.direction == "fwd")
 
 
 def users(settings, part):

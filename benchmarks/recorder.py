@@ -28,6 +28,8 @@ def main():
     {"done": a part's key, "failed": whether a check failed, "seconds"}."""
     first = json.loads(sys.stdin.readline())
     settings = Settings(**{key: tuple(v) if isinstance(v, list) else v for key, v in first["settings"].items()})
+    fastconv.set_accuracy(settings.accuracy)
+    machine.PEAK_SECONDS = _PEAK_SECONDS
     try:
         recorder = Recorder(pathlib.Path(first["folder"]), first["fingerprint"], settings)
         _say(ready=True)
@@ -49,12 +51,11 @@ class Recorder:
     def __init__(self, folder, fingerprint, settings):
         self.folder, self.fingerprint, self.settings = folder, fingerprint, settings
         machine.ieee()
-        fastconv.set_accuracy(settings.accuracy)
         self._facts = machine.facts(fastconv, fastconv.ops.extension())
         self._facts["peers"] = {"torch": torch.__version__}
-        machine.PEAK_SECONDS = _PEAK_SECONDS
         self._peaks = self._all_peaks()
         self._built = None, None
+        self._busy = False
 
     def _all_peaks(self):
         found = {}
@@ -81,13 +82,19 @@ class Recorder:
             "seconds": time.monotonic() - begin,
             "machine": self._facts,
             "peaks": after,
-            "noise": machine.noise(before[max(before)], after[max(after)], spreads),
+            "noise": machine.noise(self._of_others(before[max(before)]), after[max(after)], spreads),
             "rows": [self._compact(row) for row in rows],
             "whole_network": [one.as_json() for one in whole],
         }
         path = self.folder / f"{part.key()}.json"
         files.replace(path, json.dumps(rounded(files.finite(written)), allow_nan=False))
         return any(each.failed() for each in (*rows, *whole))
+
+    def _of_others(self, peaks):
+        """The peaks, their load without this process's own, which was all busy until then, but for the first part."""
+        own = max(self.settings.threads) if self._busy else 0
+        self._busy = True
+        return {**peaks, "load": max(0.0, peaks["load"] - own)}
 
     def _model(self, network):
         if self._built[0] != network.name:
@@ -98,8 +105,7 @@ class Recorder:
     def _how(self, part):
         given = self.settings
         counts = given.threads_of(part)
-        looks = part.malloc == "default" and (part.what == "layers" or part.direction == "fwd")
-        at = (max(counts),) if looks else ()
+        at = (max(counts),) if given.looks_at_memory(part) else ()
         return How(given.accuracy, ("torch",), given.seed, given.runs, given.seconds, given.most_seconds, at)
 
     def _layers(self, part, network, model, x, training):

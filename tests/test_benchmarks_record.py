@@ -38,7 +38,11 @@ def test_the_plan_has_every_combination_and_the_most_important_first():
     assert settings.threads_of(Part("tuned", "train", 8, "vgg16", "whole")) == (1, 2)
     quick = Settings(thorough=False)
     assert quick.threads_of(Part("tuned", "train", 8, "vgg16", "whole")) == (2,)
-    assert quick.threads_of(Part("default", "train", 8, "vgg16", "layers")) == (1, 2)
+    assert quick.threads_of(Part("default", "train", 8, "vgg16", "layers")) == (2,)
+    assert quick.threads_of(Part("default", "fwd", 8, "vgg16", "layers")) == (1, 2)
+    assert quick.looks_at_memory(Part("default", "fwd", 1, "vgg16", "whole"))
+    assert not quick.looks_at_memory(Part("default", "fwd", 8, "vgg16", "whole"))
+    assert settings.looks_at_memory(Part("default", "fwd", 8, "vgg16", "whole"))
     large, small = (Part("default", "train", batch, "vgg16", "layers") for batch in (8, 1))
     assert predicted_seconds(settings, large) > 3 * predicted_seconds(settings, small) > 0
 
@@ -105,6 +109,20 @@ def test_a_process_that_dies_is_said_and_keeps_what_was_measured(tmp_path, capsy
     monkeypatch.setattr(record.sys, "executable", "/bin/false")
     assert main(["record", str(tmp_path), *LENET]) == 1
     assert "the measuring process ended with status 1" in capsys.readouterr().err
+
+
+def test_a_recordings_own_load_is_no_noise(tmp_path, monkeypatch):
+    from benchmarks import recorder
+
+    quiet = {"median": 1.0, "q3": 1.0, "best": 1.0}
+    monkeypatch.setattr(recorder.machine, "peaks", lambda: {"load": 1.9, "matmul": quiet, "copy": quiet})
+    monkeypatch.setattr(recorder.machine, "ieee", lambda: None)
+    monkeypatch.setattr(recorder.torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(recorder.machine.os, "cpu_count", lambda: 2)
+    one = recorder.Recorder(tmp_path, "", Settings(threads=(2,)))
+    peaks = recorder.machine.peaks()
+    assert recorder.machine.noise(one._of_others(peaks)) != []  # nothing of ours has run yet
+    assert recorder.machine.noise(one._of_others(peaks)) == []
 
 
 @pytest.mark.parametrize(
