@@ -33,6 +33,8 @@ def _pyplot():
 def label(row, rows):
     """The row's name, with whatever tells it from others of this name."""
     name = row["name"] or row["problem"] or row["kind"]
+    if row["name"] and len({r["source"] for r in rows if r["name"]}) > 1:
+        name = f"{row['source']} {name}"
     parts = [name] if row["algorithm_asked"] == "auto" else [f"{name} [{row['algorithm_asked']}]"]
     for key, words in (("pass", "{}"), ("dtype", "{}"), ("batch", "n{}"), ("threads", "{}T"), ("accuracy", "{}"),
                        ("malloc", "malloc {}")):

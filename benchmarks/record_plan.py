@@ -34,8 +34,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Settings:
-    """most_seconds: after this long, two rounds of a case suffice. Unless `thorough`, tuned malloc, and in batches whole
-    networks and training, are measured with the most threads only, and memory with the smallest batch."""
+    """most_seconds: after this long, two rounds of a case suffice. Unless `thorough`, tuned malloc, and in batches
+    whole networks and training, are measured with the most threads only, and memory with the smallest batch."""
 
     networks: tuple = NETWORKS
     batches: tuple = (1, 8)

@@ -107,6 +107,8 @@ def test_labels_tell_rows_apart(results):
     assert plots._labels(rows) == ["C1 (1)", "C1 (2)"]
     other = {**rows[0], "dtype": "bf16", "threads": 2}
     assert plots._labels([rows[0], other]) == ["C1 f32 1T", "C1 bf16 2T"]
+    other = {**rows[0], "source": "vgg16", "malloc": "tuned"}
+    assert plots._labels([rows[0], other]) == ["lenet5 C1 malloc default", "vgg16 C1 malloc tuned"]
 
 
 def slower(data, factor, name="C1"):

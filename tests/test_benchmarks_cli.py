@@ -145,6 +145,32 @@ def test_problems_and_sweeps_run_and_an_impossible_one_does_not_stop_the_rest(tm
     assert "4 of 8 rows cannot be run: Calculated padded input size per channel: (2 x 2). Kernel size" in printed
 
 
+def test_every_kind_of_problem_has_a_verified_row_with_all_its_figures(tmp_path):
+    texts = {
+        "conv_transpose": "conv n2c4h9w9 k6r3s3 st2 pd1 dl1 g1 f32 nchw grad_input bias",
+        "max": "maxpool n2c4h13w13 r3s3 st1 pd0 dl1 f32 nchw fwd adaptive p6q6",
+        "avg": "avgpool n2c4h13w13 r3s3 st1 pd0 dl1 f32 nhwc fwd adaptive p6q6",
+        "lp": "lppool n2c4h12w12 r2s2 st2 pd0 dl1 f32 nchw fwd norm2",
+        "conv": "conv n2c4h9w9 k6r3s3 st1 pd1 dl1 g1 f32 nchw fwd bias gelu",
+    }
+    file = tmp_path / "out.json"
+    words = [word for text in texts.values() for word in ("--problem", text)]
+    sweep = ["--sweep", "pass=fwd,train", "layout=nchw,nhwc"]
+    assert main(["run", *words, *sweep, "--min-time", "0.001", "--threads", "1", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["kind"] for row in rows] == [kind for kind in texts for _ in range(4)]
+    for row in rows:
+        assert row["check"] == "ok"
+        assert row["speed"]["ratio"]["median"] > 0
+        assert row["speed"]["sides"]["fastconv"]["roofline"] > 0
+        assert row["minimum_bytes"] > 0
+        assert bool(row["macs"]) == row["kind"].startswith("conv")
+        assert max(row["errors"]["fastconv"][row["layout"]]) < 1e-5
+    transposed = [row for row in rows if row["kind"] == "conv_transpose"]
+    assert transposed[0]["macs"] == 2 * 6 * 5 * 5 * 4 * 3 * 3  # each element of the input meets each weight
+    assert transposed[2]["macs"] == 3 * transposed[0]["macs"]  # forward and both gradients
+
+
 def test_a_suite_runs(tmp_path):
     file = tmp_path / "out.json"
     words = ["--suite", "oneDNN:shapes_4bit", "--batch", "1", "--threads", "1", "--min-time", "0.001", "--runs", "1"]
