@@ -33,7 +33,8 @@ class Fusion:
         self.tails = {}  # convolution -> [Call of an activation]
         self.absorbed = defaultdict(list)  # activation module -> names of the convolutions that do its work
         self.slots = defaultdict(list)  # (Sequential, slot) -> names of convolutions
-        self.residuals = {}  # node of an activation in `tails` that follows a sum -> its convolution
+        self.residuals = {}  # node of an activation in `tails` that follows a sum -> the convolution that does both
+        self._terms = {}  # convolution -> [(node of a sum's term, node of the activation after the sum)]
         self.forwards = {}  # module -> (source, globals)
         if not convs:
             return
@@ -48,6 +49,7 @@ class Fusion:
                 self._pairs[self._modules[call.owner], call.ordinal].append(call)
         for conv in convs:
             self._decide(conv)
+        self._share_sums()
         self._settle()
         self._place()
 
@@ -74,10 +76,30 @@ class Fusion:
         if all(found) and len(words) == 1:
             self.tails[conv] = found
             if residual:
-                self.residuals.update((call.node, conv) for call in found)
+                self._terms[conv] = [(term.node, call.node) for term, call in zip(last, found, strict=True)]
         elif words and not residual:
             names = " and ".join(sorted(map(label, words)))
             self.notes.append((conv, f"{names} not fused: it follows only some of the calls"))
+
+    def _share_sums(self):
+        """Of the convolutions that are terms of one sum, the one that runs last does it: it sees the others' results."""
+        claims = defaultdict(list)
+        for conv, terms in self._terms.items():
+            for term, activation in terms:
+                claims[activation].append((list(term.graph.nodes).index(term), conv))
+        dropped = {}
+        for claimants in claims.values():
+            winner = max(claimants, key=lambda claim: claim[0])[1]
+            dropped.update((conv, winner) for _, conv in claimants if conv is not winner)
+            if len({conv for _, conv in claimants}) < len(claimants):
+                dropped.update((conv, conv) for _, conv in claimants)
+        for conv, winner in dropped.items():
+            del self.tails[conv]
+            name = self.selection.name(winner)
+            why = "it is both terms of a sum" if conv is winner else f"'{name}' does the sum after it"
+            self.notes.append((conv, f"residual not fused: {why}"))
+        for conv in self._terms.keys() - dropped.keys():
+            self.residuals.update((activation, conv) for _, activation in self._terms[conv])
 
     def _word(self, conv):
         """The activation that `conv` does, or None."""

@@ -83,6 +83,30 @@ class Plain(nn.Module):
         return F.leaky_relu(torch.add(x, self.b(F.silu(self.a(x)))), 0.1)
 
 
+class BothTerms(Plain):
+    """Both terms of the sum are convolutions of this forward."""
+
+    def forward(self, x):
+        return torch.relu(self.a(x) + self.b(x))
+
+
+class BothTermsNormed(BothTerms):
+    def __init__(self):
+        super().__init__()
+        self.bn1, self.bn2 = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        y = self.bn1(self.a(x))
+        return torch.relu(self.bn2(self.b(x)) + y)
+
+
+class Twice(Plain):
+    """One convolution is both terms."""
+
+    def forward(self, x):
+        return torch.relu(self.a(x) + self.a(x.flip(3)))
+
+
 class Broadcast(Plain):
     """What is added is no tensor of the output's size."""
 
@@ -196,3 +220,19 @@ def test_autocast_and_one_graph():
         compiled = torch.compile(model.train(mode), fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), expected)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("block", [BothTerms, BothTermsNormed])
+def test_of_two_convolutions_in_a_sum_the_last_one_does_it(block):
+    model = head(block()).eval()
+    converted = convert(copy.deepcopy(model))
+    assert [residual for _, residual in seen(converted, image())] == [False, False, True]
+    assert "residual not fused: '1.b' does the sum after it" in str(conversion_report(converted))
+    assert_same(converted, model)
+
+
+def test_a_convolution_that_is_both_terms_keeps_the_sum():
+    model = head(Twice()).eval()
+    converted = convert(copy.deepcopy(model))
+    assert_same(converted, model)
+    assert "it is both terms of a sum" in str(conversion_report(converted))

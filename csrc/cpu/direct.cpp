@@ -6,12 +6,15 @@
 #include "arena.h"
 #include "cost.h"
 #include "gather.h"
+#include "pointwise.h"
 
 namespace fastconv::cpu {
 namespace {
 
-// Packed input per thread: half of a 512 KB second-level cache, the other half is for the filter that streams by.
-constexpr int64_t kBandBytes = 256 * 1024;
+// Packed input per thread: half of the second-level cache.
+int64_t band_bytes() { return processor().second_level / 2; }
+// Products that are summed in registers: a chunk of the filter, which shares the first-level cache with a tile's input.
+constexpr int64_t kChunkProducts = 144;
 
 int64_t value_bytes(DType t) { return t == DType::f64 || is_integer(t) ? 8 : 4; }
 
@@ -33,12 +36,19 @@ Band band_size(const Gather& g, int64_t rows, int64_t cols, int64_t lanes) {
 Band choose_band(const Gather& g, TileShape tile, int64_t bytes_per_value) {
   const int64_t lanes = tile.width / 2;
   const auto fits = [&](int64_t rows, int64_t cols) {
-    return band_size(g, rows, cols, lanes).values * bytes_per_value <= kBandBytes;
+    return band_size(g, rows, cols, lanes).values * bytes_per_value <= band_bytes();
   };
   int64_t cols = std::max<int64_t>(g.cols.out, 1), rows = 1;
   while (cols > tile.height && !fits(1, cols)) cols = div_up(div_up(cols, tile.height), 2) * tile.height;
   while (rows < g.rows.out && fits(rows + 1, cols)) ++rows;
   return band_size(g, rows, cols, lanes);
+}
+
+// Channels whose taps are about kChunkProducts products: even shares, whole vectors where there is more than one.
+int64_t chunk_channels(int64_t channels, int64_t taps, int64_t lanes) {
+  const int64_t most = std::max<int64_t>(1, kChunkProducts / taps);
+  const int64_t even = div_up(channels, div_up(channels, most));
+  return std::min(channels, even > lanes ? div_up(even, lanes) * lanes : even);
 }
 
 }  // namespace
@@ -84,15 +94,20 @@ void plan_gather(const ConvProblem& p, int available, ConvPlan& plan) {
   plan.detail[kBandCols] = band.cols;
   plan.detail[kFilterChunks] = best_chunks;
   plan.detail[kBandValues] = band.values;
-  plan.detail[kPackedFilter] = p.groups * blocks * tile.width * taps * g.channels;
-  plan.prepack_bytes = plan.detail[kPackedFilter] * bytes;
-  plan.detail[kThreadBytes] = band.values * bytes + (band.slots + 2 * taps) * 8 + 4 * kArenaSlack;
-  plan.workspace_bytes = plan.prepack_bytes + threads * arena_round(plan.detail[kThreadBytes]) + 2 * kArenaSlack;
-  plan.executed_macs = p.macs() / g.filters * blocks * tile.width;
+  const int64_t all_taps = p.r * p.s, chunk = chunk_channels(g.channels, all_taps, tile.width / 2);
+  const int64_t group_rows = std::min(direct::kGroupTiles, band.rows);
+  plan.detail[kChunkChannels] = chunk;
+  plan.detail[kThreadBytes] =
+      (band.values + (chunk * all_taps + direct::kGroupTiles * tile.height) * tile.width) * bytes +
+      (band.slots + group_rows * (2 * all_taps + 1)) * 8 + 7 * kArenaSlack;
+  plan.workspace_bytes = threads * arena_round(plan.detail[kThreadBytes]) + kArenaSlack;
+  // A last block of at most one vector of filters takes one.
+  const int64_t lanes = tile.width / 2, vectors = div_up(g.filters, lanes);
+  plan.executed_macs = p.macs() / g.filters * vectors * lanes;
 
   // Short sums pay more for starting; strides leave gaps in what is packed.
   const double efficiency = taps == 1 ? 0.74 : p.stride_h > 1 ? 0.66 : 0.85;
-  plan.cost = cost::seconds(plan.executed_macs, tile.width / 2, efficiency, threads, plan.prepack_bytes * 2);
+  plan.cost = cost::seconds(plan.executed_macs, tile.width / 2, efficiency, threads, p.groups * blocks * tile.width * taps * g.channels * bytes);
 }
 
 void plan_weight(const ConvProblem& p, int available, ConvPlan& plan) {
@@ -116,7 +131,7 @@ void plan_weight(const ConvProblem& p, int available, ConvPlan& plan) {
   };
   const auto y_values = [&](int64_t band) { return band * cols * tile.width; };
   int64_t band = 1;
-  while (band < rows && (x_values(band + 1) + y_values(band + 1)) * bytes <= kBandBytes) ++band;
+  while (band < rows && (x_values(band + 1) + y_values(band + 1)) * bytes <= band_bytes()) ++band;
   if (p.n * div_up(rows, band) < 2 && rows > 1) band = div_up(rows, 2);
 
   // Where filters and channels are too few, threads share the images and rows: partial sums, added in a fixed order.
@@ -147,19 +162,18 @@ void plan_weight(const ConvProblem& p, int available, ConvPlan& plan) {
 void direct_plan(const ConvProblem& p, int threads, ConvPlan& plan) {
   if (p.pass == Pass::grad_weight)
     plan_weight(p, threads, plan);
-  else
+  else if (!pointwise_plan(p, threads, plan))
     plan_gather(p, threads, plan);
 }
 
 Status direct_run(const ConvPlan& plan, const ConvOperands& operands, void* workspace, const Execution& exec) {
   if (plan.problem.pass == Pass::grad_weight)
     return FASTCONV_DISPATCH(direct_weight, plan, operands, workspace, exec);
+  if (plan.detail[pointwise::kForm] != pointwise::none)
+    return FASTCONV_DISPATCH(direct_pointwise, plan, operands, workspace, exec);
   return FASTCONV_DISPATCH(direct_gather, plan, operands, workspace, exec);
 }
 
-Status direct_prepack(const ConvPlan& plan, const ConvOperands& operands, void* prepacked, const Execution& exec) {
-  FASTCONV_DISPATCH(direct_pack_filter, plan, operands.weight, prepacked, exec.threads);
-  return {};
-}
+Status direct_prepack(const ConvPlan&, const ConvOperands&, void*, const Execution&) { return {}; }
 
 }  // namespace fastconv::cpu

@@ -12,7 +12,7 @@ Status direct_run(const ConvPlan&, const ConvOperands&, void* workspace, const E
 Status direct_prepack(const ConvPlan&, const ConvOperands&, void* prepacked, const Execution&);
 
 // Names for ConvPlan::detail of this row. Forward and grad_input ("gather": every output value gathers its inputs):
-enum GatherDetail { kBandRows, kBandCols, kFilterChunks, kBandValues, kPackedFilter, kThreadBytes };
+enum GatherDetail { kBandRows, kBandCols, kFilterChunks, kBandValues, kChunkChannels, kThreadBytes };
 // grad_weight:
 enum WeightDetail { kChannelChunk, kFilterChunk, kSplits, kWeightBandRows, kSumValues, kBandXValues, kBandYValues,
                     kWeightThreadBytes };
@@ -23,6 +23,11 @@ static inline Status takes_activation(const ConvProblem& p) {
     return Status::refuse(std::string("knows no activation of integers but relu"));
   return {};
 }
+
+namespace direct {
+// Tiles that share a packed chunk of the filter, at most; their sums take 57 KB in fp32.
+constexpr int64_t kGroupTiles = 32;
+}  // namespace direct
 
 // The number of output pixels and filters of one register tile for the ISA in use and a problem's dtype.
 struct TileShape {
@@ -40,7 +45,6 @@ static inline int64_t merged_columns(const ConvProblem& p, int64_t tile_height) 
 
 FASTCONV_KERNEL(TileShape, kernel_tile_shape, DType)
 FASTCONV_KERNEL(Status, direct_gather, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)
-FASTCONV_KERNEL(void, direct_pack_filter, const ConvPlan&, const void* weight, void* packed, const Threads&)
 FASTCONV_KERNEL(Status, direct_weight, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)
 
 }  // namespace fastconv::cpu

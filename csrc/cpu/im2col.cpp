@@ -149,7 +149,7 @@ Status im2col_run(const ConvPlan& plan, const ConvOperands& operands, void* work
 }
 
 Status im2col_prepack(const ConvPlan& plan, const ConvOperands& operands, void* prepacked, const Execution& exec) {
-  FASTCONV_DISPATCH(direct_pack_filter, plan, operands.weight, prepacked, exec.threads);
+  FASTCONV_DISPATCH(im2col_pack_filter, plan, operands.weight, prepacked, exec.threads);
   return {};
 }
 

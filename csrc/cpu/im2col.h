@@ -49,6 +49,7 @@ static inline ConvProblem im2col_view(const ConvProblem& p) {
   return flat;
 }
 
+FASTCONV_KERNEL(void, im2col_pack_filter, const ConvPlan&, const void* weight, void* packed, const Threads&)
 FASTCONV_KERNEL(Status, im2col_forward, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)
 FASTCONV_KERNEL(Status, im2col_grad_input, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)
 FASTCONV_KERNEL(Status, im2col_grad_weight, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)

@@ -11,7 +11,6 @@
 #include "../im2col.h"
 
 #include "../arena.h"
-#include "../direct.h"
 #include "epilogue.h"
 #include "unfold.h"
 
@@ -24,13 +23,12 @@ inline int64_t pitch_of(int64_t pixels) {
   return pixels * static_cast<int64_t>(sizeof(A)) % 256 == 0 ? pixels + kLanes<A> : pixels;
 }
 
-// The packed filter: the caller's, or our own at the arena's front in the layout that the direct row packs,
-// [group][block of tile width][tap][channel][tile width], where grad_input's channels are the filters.
+// The packed filter: the caller's, or our own at the arena's front; grad_input's channels are the filters.
 template <class A>
 const A* packed_filter(const ConvPlan& plan, const ConvOperands& operands, const Execution& exec, Arena& arena) {
   A* own = arena.take<A>(im2col_blocks(plan).packed_filter);
   if (exec.prepacked) return static_cast<const A*>(exec.prepacked);
-  direct_pack_filter(plan, operands.weight, own, exec.threads);
+  im2col_pack_filter(plan, operands.weight, own, exec.threads);
   return own;
 }
 

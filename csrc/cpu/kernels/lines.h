@@ -29,6 +29,10 @@ struct LineRun {
   int64_t count;
 };
 
+inline void prefetch(const LineRun& run) {
+  for (int64_t i = 0; i < run.count; ++i) prefetch_read(run.line + i * run.step);
+}
+
 // An aligned store past the caches, for results larger than they are: saves reading the lines first. The thread that
 // made such stores calls stream_end() before others may read them.
 inline void store_stream(float* p, Vec<float> v) {

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "activation.h"
+#include "lines.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
@@ -36,6 +37,13 @@ struct Reader {
     if (!mask) return v;
     return gradient.one(v, widen(mask[i * mask_si + j * mask_sj]));
   }
+  // The same matrix from (i, j) on.
+  Reader from(int64_t i, int64_t j) const {
+    Reader r = *this;
+    r.p += i * si + j * sj;
+    if (mask) r.mask += i * mask_si + j * mask_sj;
+    return r;
+  }
   bool contiguous_i() const { return si == 1 && (!mask || mask_si == 1); }
   bool contiguous_j() const { return sj == 1 && (!mask || mask_sj == 1); }
   // kLanes values starting at (i, j) along the dimension that is contiguous.
@@ -65,16 +73,41 @@ inline void transpose_registers(Vec<A>* rows) {
   if constexpr (D > 1) transpose_registers<A, D / 2>(rows);
 }
 
+// Rows i to i + ni and columns j to j + nj, at most L of each, turned.
+template <class T, class DstRow>
+inline void pack_corner(const Reader<T>& reader, int64_t i, int64_t j, int64_t ni, int64_t nj, DstRow&& dst_row) {
+  constexpr int L = kLanes<Compute<T>>;
+  if constexpr (std::is_same_v<T, float>) {
+    if (!reader.mask) {
+      Vec<float> rows[L];
+#pragma GCC unroll 16
+      for (int l = 0; l < L; ++l)
+        rows[l] = l < ni ? load_part(reader.p + (i + l) * reader.si + j, nj) : Vec<float>{};
+      transpose_registers<float>(rows);
+#pragma GCC unroll 16
+      for (int l = 0; l < L; ++l)
+        if (l < nj) store_part(dst_row(j + l) + i, rows[l], ni);
+      return;
+    }
+  }
+  for (int64_t c = j; c < j + nj; ++c) {
+    auto* dst = dst_row(c);
+    for (int64_t r = i; r < i + ni; ++r) dst[r] = reader.at(r, c);
+  }
+}
+
 // dst_row(j)[i] = reader(i, j) for i < ni, j < nj, where j is the contiguous dimension of the source: a transpose in
 // registers, L x L values at a time.
 template <class T, class DstRow>
 inline void pack_transposed(const Reader<T>& reader, int64_t ni, int64_t nj, DstRow&& dst_row) {
   using A = Compute<T>;
   constexpr int L = kLanes<A>;
-  int64_t i = 0;
-  for (; i + L <= ni; i += L) {
-    int64_t j = 0;
-    for (; j + L <= nj; j += L) {
+  for (int64_t i = 0; i < ni; i += L)
+    for (int64_t j = 0; j < nj; j += L) {
+      if (i + L > ni || j + L > nj) {
+        pack_corner(reader, i, j, i + L > ni ? ni - i : L, j + L > nj ? nj - j : L, dst_row);
+        continue;
+      }
       Vec<A> rows[L];
 #pragma GCC unroll 16
       for (int l = 0; l < L; ++l) rows[l] = reader.lanes_at(i + l, j);
@@ -82,13 +115,6 @@ inline void pack_transposed(const Reader<T>& reader, int64_t ni, int64_t nj, Dst
 #pragma GCC unroll 16
       for (int l = 0; l < L; ++l) store(dst_row(j + l) + i, rows[l]);
     }
-    for (; j < nj; ++j) {
-      A* dst = dst_row(j) + i;
-      for (int l = 0; l < L; ++l) dst[l] = reader.at(i + l, j);
-    }
-  }
-  for (; i < ni; ++i)
-    for (int64_t j = 0; j < nj; ++j) dst_row(j)[i] = reader.at(i, j);
 }
 
 // dst_row(j)[i] = reader(i, j) for i < ni, j < nj, whatever the strides.
@@ -101,6 +127,12 @@ inline void pack(const Reader<T>& reader, int64_t ni, int64_t nj, DstRow&& dst_r
       A* dst = dst_row(j);
       int64_t i = 0;
       for (; i + L <= ni; i += L) store(dst + i, reader.lanes_at(i, j));
+      if constexpr (std::is_same_v<T, float>) {
+        if (i < ni && !reader.mask) {
+          store_part(dst + i, load_part(reader.p + i + j * reader.sj, ni - i), ni - i);
+          continue;
+        }
+      }
       for (; i < ni; ++i) dst[i] = reader.at(i, j);
     }
   } else if (reader.contiguous_j()) {

@@ -10,7 +10,7 @@
 #include "../gather.h"
 #include "../winograd.h"
 #include "winograd_input.h"
-#include "winograd_multiply.h"
+#include "panel_multiply.h"
 #include "winograd_output.h"
 #include "winograd_taps.h"
 
@@ -24,6 +24,8 @@ inline int64_t lowest_displacement(const GatherAxis& a) {
 template <class F, class T>
 struct WinogradRun {
   static constexpr int N = F::size, M = F::outputs, L = kLanes<float>, W = kTileWidth<float>;
+  static constexpr int kFlush = winograd::kChunkChannels;
+  static_assert(kFlush % L == 0);
   static constexpr int kMostTiles = winograd::segment_tiles(F::outputs, F::taps);
 
   const ConvPlan& plan;
@@ -82,7 +84,7 @@ struct WinogradRun {
     for (int f = 0; f < N * N; ++f, w += g.channels * W)
       for (int64_t part = 0; part < parts; ++part) {
         const int64_t first = tile_start(part, parts, count), last = tile_start(part + 1, parts, count);
-        multiply(last - first, input + f * input_stride + first * L, block_tiles * L, w, g.channels,
+        multiply(last - first, input + f * input_stride + first * L, block_tiles * L, w, g.channels, kFlush,
                  sums + f * sum_stride + first * W, reads.next(kReads * lines), writes.next(kWrites * lines));
       }
   }

@@ -2,8 +2,7 @@
 // few channels, staged as [tap][channel][tile width].
 #pragma once
 
-#include "../gather.h"
-#include "lines.h"
+#include "filter_source.h"
 #include "pack.h"
 #include "tile.h"
 #include "winograd_lanes.h"
@@ -12,29 +11,6 @@ namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
 
 constexpr int64_t kPieceChannels = 16;
-
-// Where the taps of a group's filters lie, in the roles they have in this pass.
-template <class T>
-struct FilterSource {
-  const T* weight;
-  int64_t filter_stride, channel_stride, row_stride, col_stride;
-  bool flip;  // taps in reverse order
-  int64_t filters, channels;
-
-  FilterSource(const ConvProblem& p, const Gather& g, const void* data, int64_t group)
-      : weight(static_cast<const T*>(data) + group * p.group_k() * p.weight_strides[0]),
-        filter_stride(g.filter_stride),
-        channel_stride(g.channel_stride),
-        row_stride(p.weight_strides[2]),
-        col_stride(p.weight_strides[3]),
-        flip(g.rows.tap_step < 0),
-        filters(g.filters),
-        channels(g.channels) {}
-
-  const T* at(int64_t filter, int64_t channel) const {
-    return weight + filter * filter_stride + channel * channel_stride;
-  }
-};
 
 // L filters of `count` <= L contiguous taps, turned: rows[t] holds tap t of every filter.
 template <class T>
@@ -107,36 +83,6 @@ inline void transform_taps(const float* staged, int64_t channels, float* dst, in
     }
   }
 }
-
-// The lines of `channels` channels' taps, as runs of lines to prefetch: along the fast direction of the weight.
-template <class T>
-class TapLines {
- public:
-  TapLines(const FilterSource<T>& s, int64_t filter, int64_t channel, int64_t channels) {
-    constexpr int64_t bytes = sizeof(T);
-    const bool dense = s.col_stride == 1;
-    const bool along_channels = s.channel_stride < s.filter_stride;
-    const int64_t wide = s.filters - filter < kTileWidth<float> ? s.filters - filter : kTileWidth<float>;
-    const int64_t fast = (along_channels ? channels * s.channel_stride : wide * s.filter_stride) * bytes;
-    line_ = reinterpret_cast<const char*>(s.at(filter, channel));
-    row_ = (along_channels ? s.filter_stride : s.channel_stride) * bytes;
-    rows_ = along_channels ? wide : channels;
-    step_ = dense ? kLineBytes : s.col_stride * bytes;
-    length_ = dense ? fast / kLineBytes + 1 : kMost;
-  }
-  LineRun next() {
-    if (row_index_ == rows_) return {line_, 0, 0};
-    const LineRun run{line_ + at_ * step_, step_, length_ - at_ < kMost ? length_ - at_ : kMost};
-    at_ += kMost;
-    if (at_ >= length_) at_ = 0, ++row_index_, line_ += row_;
-    return run;
-  }
-
- private:
-  static constexpr int64_t kMost = 16;  // lines of a run
-  const char* line_;
-  int64_t row_, step_, rows_, length_, row_index_ = 0, at_ = 0;
-};
 
 }  // namespace
 }  // namespace fastconv::cpu::FASTCONV_ISA

@@ -10,7 +10,7 @@
 #include "../winograd.h"
 #include "filter_sums.h"
 #include "winograd_input.h"
-#include "winograd_multiply.h"
+#include "panel_multiply.h"
 #include "winograd_output.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {

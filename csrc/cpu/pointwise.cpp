@@ -1,0 +1,113 @@
+#include "pointwise.h"
+
+#include <algorithm>
+
+#include "../core/div_up.h"
+#include "arena.h"
+#include "cost.h"
+#include "direct.h"
+
+namespace fastconv::cpu {
+namespace pointwise {
+
+View view_of(const ConvProblem& p) {
+  View v{gather_of(p, 0), p.n, 0, true};
+  Gather& g = v.g;
+  v.pixels = g.rows.out * g.cols.out;
+  const auto follows = [&](const Strides4& s) { return g.rows.out == 1 || s[2] == g.cols.out * s[3]; };
+  v.fits = follows(g.dst) && (!p.residual || p.pass != Pass::forward || follows(g.residual));
+  // Images whose pixels follow each other, too, are one long row.
+  const bool flat = g.rows.out == 1 && g.rows.src == 1 && g.cols.step == 1;
+  const auto images_follow = [&](const Strides4& s) { return s[0] == v.pixels * s[3]; };
+  if (flat && p.n > 1 && images_follow(g.src) && images_follow(g.dst) &&
+      (!p.has_aux() || p.pass == Pass::forward || images_follow(g.mask)) && (!p.residual || images_follow(g.residual))) {
+    v.images = 1;
+    v.pixels *= p.n;
+    g.cols.src = g.cols.out = v.pixels;
+  }
+  return v;
+}
+
+}  // namespace pointwise
+
+namespace {
+
+using namespace pointwise;
+
+constexpr int64_t kChainChannels = 144;  // as in direct
+
+bool applies(const ConvProblem& p) {
+  const bool floating = p.dtype == DType::f32 || p.dtype == DType::f16 || p.dtype == DType::bf16;
+  return floating && p.r == 1 && p.s == 1 && p.pad_top == 0 && p.pad_left == 0 && p.pad_bottom == 0 &&
+         p.pad_right == 0 && (p.pass == Pass::forward || (p.stride_h == 1 && p.stride_w == 1));
+}
+
+// Lanes along what is contiguous in the result. But few pixels fill lanes badly, and a large filter, packed, falls out of
+// the second-level cache: then pixels are the tile's rows in any layout, and tiles are turned when written.
+Form form_of(const View& v, TileShape tile) {
+  if (!v.fits || v.pixels == 0) return none;
+  const int64_t lanes = tile.width / 2;
+  if (v.g.dst[1] == 1 && v.g.filters > 1) return filter_lanes;
+  if (v.g.dst[3] != 1 && v.pixels > 1) return none;
+  const int64_t padded = div_up(v.pixels, lanes) * lanes;
+  const bool large = v.g.filters * v.g.channels * 4 > processor().second_level / 2;
+  return v.g.filters >= tile.width && (large || padded * 8 > v.pixels * 9) ? filter_lanes : pixel_lanes;
+}
+
+}  // namespace
+
+bool pointwise_plan(const ConvProblem& p, int available, ConvPlan& plan) {
+  const TileShape tile = tile_shape(DType::f32);
+  if (!applies(p)) return false;
+  const View v = view_of(p);
+  const Form form = form_of(v, tile);
+  if (form == none) return false;
+  const Gather& g = v.g;
+  const int threads = plan.threads = cost::useful_threads(p.macs(), available);
+  const int64_t lanes = tile.width / 2, images = v.images * p.groups;
+  const bool by_pixels = form == pixel_lanes;
+
+  const int64_t chunks = div_up(g.channels, kChainChannels);
+  const int64_t chunk = chunks == 1 ? g.channels : div_up(div_up(g.channels, chunks), lanes) * lanes;
+  // What is packed as a whole, and kept in half of the second-level cache if it can: the filters of a task if lanes are
+  // pixels, else its pixels.
+  const int64_t fit = std::max<int64_t>(processor().second_level / 2 / 4 / std::max<int64_t>(g.channels, 1), 1);
+  int64_t pixel_splits = 1, filter_splits = 1;
+  if (!by_pixels) {
+    const int64_t most = std::clamp<int64_t>(fit, 4 * tile.height, kGroupTiles * tile.height);
+    pixel_splits = div_up(v.pixels, most);
+  }
+  // Even shares for the threads, of pixels as long as there are enough of them, else of filters.
+  const int64_t least = by_pixels ? 4 * tile.width : 4 * tile.height;
+  while (images * pixel_splits < 2 * threads && threads > 1 && v.pixels / (pixel_splits + 1) >= least) ++pixel_splits;
+  const int64_t filter_step = by_pixels ? tile.height : tile.width;
+  while (images * pixel_splits * filter_splits < threads && filter_splits < div_up(g.filters, filter_step))
+    ++filter_splits;
+
+  plan.detail[kForm] = form;
+  plan.detail[kPixels] = div_up(v.pixels, pixel_splits);
+  plan.detail[kPixelSplits] = pixel_splits;
+  plan.detail[kFilterSplits] = filter_splits;
+  plan.detail[kChunk] = chunk;
+  const int64_t rows = by_pixels ? g.filters : plan.detail[kPixels];
+  plan.detail[kPanelValues] = div_up(g.channels, lanes) * lanes * rows;
+  plan.detail[pointwise::kThreadBytes] =
+      4 * (plan.detail[kPanelValues] + (chunk + kGroupTiles * tile.height) * tile.width) + 4 * kArenaSlack;
+  plan.workspace_bytes = threads * arena_round(plan.detail[pointwise::kThreadBytes]) + kArenaSlack;
+
+  const int64_t across = by_pixels ? v.pixels : g.filters, down = by_pixels ? g.filters : v.pixels;
+  const int64_t padded = div_up(across, lanes) * lanes;
+  plan.executed_macs = images * down * padded * g.channels;
+  plan.variant = by_pixels ? "1x1: filters x pixels" : "1x1: pixels x filters";
+  // 83 % of the peak, less what short sums and few rows leave of it; packing takes about 4 cycles a vector.
+  const double steps = static_cast<double>(g.channels) / (static_cast<double>(g.channels) + 8.0 * static_cast<double>(chunks));
+  const double height = std::min<double>(1, (static_cast<double>(down) + 2) / 14.0);
+  const int64_t packed = by_pixels ? v.pixels * g.channels + g.filters * g.channels * pixel_splits
+                                   : v.pixels * g.channels + g.filters * g.channels * 2 * pixel_splits;
+  plan.cost = cost::seconds(plan.executed_macs, lanes, 0.83 * steps * height, threads, 0) +
+              static_cast<double>(images * packed) / static_cast<double>(lanes) * 4 / cost::kCyclesPerSecond / threads +
+              static_cast<double>(p.minimum_bytes()) / (2 * cost::kBytesPerSecond) / threads;
+  return true;
+}
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,42 @@
+// The form of row `direct` for 1x1 convolutions: a matrix product, with no window to unfold.
+#pragma once
+
+#include "../core/table.h"
+#include "gather.h"
+#include "isa.h"
+
+namespace fastconv::cpu {
+
+namespace pointwise {
+
+// Names for ConvPlan::detail. kForm must not be one of the names in direct.h.
+enum Detail {
+  kPixels,        // of a task, at most
+  kPixelSplits,   // tasks that share an image's pixels
+  kFilterSplits,  // and its filters
+  kChunk,         // channels whose products are summed in registers
+  kPanelValues,   // packed operand of a task
+  kThreadBytes,
+  kForm = 11,     // one of Form; none: the general loops of direct_gather.cpp
+};
+enum Form { none, pixel_lanes, filter_lanes };
+
+// Tiles that share a packed chunk of the other operand, at most.
+constexpr int64_t kGroupTiles = 32;
+
+// The forms' common view: images of `rows` rows of pixels, or one long row. Of grad_input the channels are the filters.
+struct View {
+  Gather g;
+  int64_t images, pixels;  // pixels: of an image's output
+  bool fits;               // the results of an image follow each other, with one stride
+};
+View view_of(const ConvProblem&);
+
+}  // namespace pointwise
+
+// Whether the problem has this form; if so, the plan.
+bool pointwise_plan(const ConvProblem&, int threads, ConvPlan&);
+
+FASTCONV_KERNEL(Status, direct_pointwise, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)
+
+}  // namespace fastconv::cpu
