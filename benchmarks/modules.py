@@ -62,8 +62,6 @@ class Residual(Add):
         for name in (*_BOTTLENECK, "se", *_PROJECTION):
             if name not in self._modules:
                 self.register_module(name, None)
-        # Between the projection and the sum, which both convolutions would otherwise be candidates to add.
-        self.shortcut = torch.nn.Identity()
 
     @staticmethod
     def fits(paths):
@@ -82,7 +80,7 @@ class Residual(Add):
         if self.se is not None:
             y = self.se(y)
         if self.projection is not None:
-            x = self.shortcut(self.projection_bn(self.projection(x)))
+            x = self.projection_bn(self.projection(x))
         y += x
         return self.relu(y)
 

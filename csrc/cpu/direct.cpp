@@ -100,7 +100,10 @@ void plan_gather(const ConvProblem& p, int available, ConvPlan& plan) {
   plan.detail[kThreadBytes] =
       (band.values + (chunk * all_taps + direct::kGroupTiles * tile.height) * tile.width) * bytes +
       (band.slots + group_rows * (2 * all_taps + 1)) * 8 + 7 * kArenaSlack;
-  plan.workspace_bytes = threads * arena_round(plan.detail[kThreadBytes]) + kArenaSlack;
+  plan.detail[kPackedFilter] =
+      gather_phases(p) > 1 ? p.groups * blocks * tile.width * all_taps * div_up(g.channels, chunk) * chunk : 0;
+  plan.workspace_bytes =
+      plan.detail[kPackedFilter] * bytes + threads * arena_round(plan.detail[kThreadBytes]) + 2 * kArenaSlack;
   // A last block of at most one vector of filters takes one.
   const int64_t lanes = tile.width / 2, vectors = div_up(g.filters, lanes);
   plan.executed_macs = p.macs() / g.filters * vectors * lanes;

@@ -12,7 +12,7 @@ Status direct_run(const ConvPlan&, const ConvOperands&, void* workspace, const E
 Status direct_prepack(const ConvPlan&, const ConvOperands&, void* prepacked, const Execution&);
 
 // Names for ConvPlan::detail of this row. Forward and grad_input ("gather": every output value gathers its inputs):
-enum GatherDetail { kBandRows, kBandCols, kFilterChunks, kBandValues, kChunkChannels, kThreadBytes };
+enum GatherDetail { kBandRows, kBandCols, kFilterChunks, kBandValues, kChunkChannels, kPackedFilter, kThreadBytes };
 // grad_weight:
 enum WeightDetail { kChannelChunk, kFilterChunk, kSplits, kWeightBandRows, kSumValues, kBandXValues, kBandYValues,
                     kWeightThreadBytes };

@@ -8,7 +8,8 @@
 // Arithmetic intensity: a tile reads (14 + 32) values per 14 * 32 multiply-adds, so the multiply-add units are the limit
 // (on an Intel Xeon 83 % of their peak, with or without any other work around them). Packing the filter takes about 8
 // cycles per 32 values, a tile 14 to 17: with 32 tiles at a time 2 %, with the 4 tiles of a 7 x 7 image 12 %, which is
-// still less than a packed filter kept between calls would cost in reading the weight for its hash.
+// still less than a packed filter kept between calls would cost in reading the weight for its hash. The phases of a
+// strided convolution's grad_input use a few taps each, and so share a filter that is packed as a whole.
 #include "../../core/div_up.h"
 #include "../arena.h"
 #include "../direct.h"
@@ -39,8 +40,14 @@ struct GatherRun {
   const ConvProblem& p;
   const ConvOperands& operands;
   const Gather g;
+  const A* packed;  // the whole filter, if phases share it: [group][block][chunk][tap][channel][tile width]
   const int64_t blocks = div_up(g.filters, W);
   const int64_t taps = p.r * p.s;
+  const int64_t chunk = plan.detail[kChunkChannels], chunks = div_up(g.channels, chunk);
+
+  const A* packed_at(int64_t group, int64_t block, int64_t c) const {
+    return packed + ((group * blocks + block) * chunks + c / chunk) * taps * chunk * W;
+  }
 
   struct Scratch {
     A* band;
@@ -142,7 +149,7 @@ struct GatherRun {
         if (!displacement(g.cols, s, &ds)) continue;
         x_offset[count] = scratch.slot[row - band.low_row] * g.channels * band.pitch +
                           (ds - band.lowest) % g.cols.step * band.width + (ds - band.lowest) / g.cols.step;
-        w_offset[count++] = (r * p.s + s) * plan.detail[kChunkChannels] * W;
+        w_offset[count++] = (r * p.s + s) * chunk * W;
       }
     }
     return count;
@@ -177,9 +184,9 @@ struct GatherRun {
   void band(const Scratch& scratch, const Task& t) const {
     const Band band = pack_band(scratch, t);
     const FilterSource<T> source(p, g, operands.weight, t.group);
-    const bool far = g.filters * g.channels * taps * static_cast<int64_t>(sizeof(T)) > kNearBytes;
+    const bool far = !packed && g.filters * g.channels * taps * static_cast<int64_t>(sizeof(T)) > kNearBytes;
     Target to = target(t);
-    const int64_t cols = t.col1 - t.col0, parts = tile_parts(cols), chunk = plan.detail[kChunkChannels];
+    const int64_t cols = t.col1 - t.col0, parts = tile_parts(cols);
     // A group of tiles: rows as a whole, or a part of one row.
     const int64_t group_parts = smaller(parts, direct::kGroupTiles), group_rows = direct::kGroupTiles / group_parts;
     for (int64_t i0 = t.row0; i0 < t.row1; i0 += group_rows) {
@@ -195,7 +202,8 @@ struct GatherRun {
             to.epilogue.load_bias(static_cast<const T*>(operands.bias) + t.group * g.filters + first, filters);
           for (int64_t c = 0; c < g.channels; c += chunk) {
             const int64_t channels = smaller(chunk, g.channels - c), next = c + chunk < g.channels ? c + chunk : 0;
-            pack_filter(source, first, c, channels, chunk, scratch.filter);
+            const A* filter = packed ? packed_at(t.group, block, c) : scratch.filter;
+            if (!packed) pack_filter(source, first, c, channels, chunk, scratch.filter);
             TapLines<T> lines(source, next > 0 ? first : smaller(first + W, g.filters - 1), next,
                               smaller(chunk, g.channels - next));
             const int64_t runs = far ? div_up(lines.runs(), tiles) : 0;
@@ -208,9 +216,9 @@ struct GatherRun {
                 for (int64_t run = 0; run < runs; ++run) prefetch(lines.next());
                 const A* x = scratch.band + c * band.pitch + begin;
                 if (filters > kLanes<A>)
-                  tile(end - begin, x, scratch.filter, walk, sums, c > 0);
+                  tile(end - begin, x, filter, walk, sums, c > 0);
                 else
-                  tile<A, kTileHeight, 1>(end - begin, x, scratch.filter, walk, sums, c > 0);
+                  tile<A, kTileHeight, 1>(end - begin, x, filter, walk, sums, c > 0);
                 if (next == 0) write(to, sums, i, t.col0 + begin, end - begin, first, filters);
               }
             }
@@ -227,19 +235,28 @@ void run(const ConvPlan& plan, const ConvOperands& operands, void* workspace, co
   const ConvProblem& p = plan.problem;
   Threads threads = exec.threads;
   threads.count = static_cast<int>(smaller(threads.count, plan.threads));
-  const Arena arena(workspace);
+  Arena arena(workspace);
+  A* packed = plan.detail[kPackedFilter] > 0 ? arena.take<A>(plan.detail[kPackedFilter]) : nullptr;
+  if (packed) {
+    const GatherRun<T> any{plan, p, operands, gather_of(p, 0), packed};
+    parallel_tasks(threads, p.groups * any.blocks * any.chunks, [&](int, int64_t task) {
+      const int64_t c = task % any.chunks * any.chunk, block = task / any.chunks % any.blocks;
+      pack_filter(FilterSource<T>(p, any.g, operands.weight, task / any.chunks / any.blocks), block * any.W, c,
+                  smaller(any.chunk, any.g.channels - c), any.chunk, packed + task * any.taps * any.chunk * any.W);
+    });
+  }
   for (int64_t phase = 0; phase < gather_phases(p); ++phase) {
-    const GatherRun<T> gather{plan, p, operands, gather_of(p, phase)};
+    const GatherRun<T> gather{plan, p, operands, gather_of(p, phase), packed};
     const Gather& g = gather.g;
     if (g.rows.out <= 0 || g.cols.out <= 0) continue;
     const int64_t band_rows = plan.detail[kBandRows], band_cols = plan.detail[kBandCols];
     const int64_t row_bands = div_up(g.rows.out, band_rows), col_bands = div_up(g.cols.out, band_cols);
-    const int64_t chunks = plan.detail[kFilterChunks], blocks = gather.blocks;
+    const int64_t shares = plan.detail[kFilterChunks], blocks = gather.blocks;
     const int64_t slots = source_span(g.rows, band_rows), group_rows = smaller(direct::kGroupTiles, band_rows);
-    parallel_tasks(threads, p.n * p.groups * row_bands * col_bands * chunks, [&](int thread, int64_t task) {
-      const int64_t chunk = task % chunks, col_band = task / chunks % col_bands;
-      const int64_t row_band = task / chunks / col_bands % row_bands;
-      const int64_t image = task / chunks / col_bands / row_bands;
+    parallel_tasks(threads, p.n * p.groups * row_bands * col_bands * shares, [&](int thread, int64_t task) {
+      const int64_t share = task % shares, col_band = task / shares % col_bands;
+      const int64_t row_band = task / shares / col_bands % row_bands;
+      const int64_t image = task / shares / col_bands / row_bands;
       Arena own = arena.slice(thread, plan.detail[kThreadBytes]);
       typename GatherRun<T>::Scratch scratch;
       scratch.band = own.take<A>(plan.detail[kBandValues]);
@@ -251,8 +268,8 @@ void run(const ConvPlan& plan, const ConvOperands& operands, void* workspace, co
       scratch.taps = own.take<int64_t>(group_rows);
       const int64_t row = row_band * band_rows, col = col_band * band_cols;
       gather.band(scratch, {image / p.groups, image % p.groups, row, smaller(row + band_rows, g.rows.out), col,
-                            smaller(col + band_cols, g.cols.out), blocks * chunk / chunks,
-                            blocks * (chunk + 1) / chunks});
+                            smaller(col + band_cols, g.cols.out), blocks * share / shares,
+                            blocks * (share + 1) / shares});
     });
   }
 }
