@@ -163,13 +163,16 @@ void plan_weight(const ConvProblem& p, int available, ConvPlan& plan) {
 }  // namespace
 
 void direct_plan(const ConvProblem& p, int threads, ConvPlan& plan) {
+  if (pointwise_plan(p, threads, plan)) return;
   if (p.pass == Pass::grad_weight)
     plan_weight(p, threads, plan);
-  else if (!pointwise_plan(p, threads, plan))
+  else
     plan_gather(p, threads, plan);
 }
 
 Status direct_run(const ConvPlan& plan, const ConvOperands& operands, void* workspace, const Execution& exec) {
+  if (plan.detail[pointwise::kForm] == pointwise::weight)
+    return FASTCONV_DISPATCH(direct_pointwise_weight, plan, operands, workspace, exec);
   if (plan.problem.pass == Pass::grad_weight)
     return FASTCONV_DISPATCH(direct_weight, plan, operands, workspace, exec);
   if (plan.detail[pointwise::kForm] != pointwise::none)

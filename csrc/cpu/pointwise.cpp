@@ -28,6 +28,13 @@ View view_of(const ConvProblem& p) {
   return v;
 }
 
+View weight_view_of(const ConvProblem& p) {
+  ConvProblem forward = p;
+  forward.pass = Pass::forward;
+  forward.residual = false;
+  return view_of(forward);
+}
+
 }  // namespace pointwise
 
 namespace {
@@ -39,7 +46,56 @@ constexpr int64_t kChainChannels = 144;  // as in direct
 bool applies(const ConvProblem& p) {
   const bool floating = p.dtype == DType::f32 || p.dtype == DType::f16 || p.dtype == DType::bf16;
   return floating && p.r == 1 && p.s == 1 && p.pad_top == 0 && p.pad_left == 0 && p.pad_bottom == 0 &&
-         p.pad_right == 0 && (p.pass == Pass::forward || (p.stride_h == 1 && p.stride_w == 1));
+         p.pad_right == 0 && (p.pass != Pass::grad_input || (p.stride_h == 1 && p.stride_w == 1));
+}
+
+double packing_seconds(int64_t values, int64_t lanes, int threads) {
+  return static_cast<double>(values) / static_cast<double>(lanes) * 4 / cost::kCyclesPerSecond / threads;
+}
+// What sums of `products` in `chunks` parts leave of 83 % of the peak, with `rows` of them at a time at most.
+double efficiency(int64_t products, int64_t chunks, int64_t rows) {
+  const auto real = [](int64_t v) { return static_cast<double>(v); };
+  return 0.83 * real(products) / real(products + 8 * chunks) * std::min(1.0, real(rows + 2) / 14);
+}
+
+bool plan_weight(const ConvProblem& p, int available, TileShape tile, ConvPlan& plan) {
+  if (p.has_aux() && p.aux_strides != p.y_strides) return false;
+  const View v = weight_view_of(p);
+  const Gather& g = v.g;
+  const int64_t lanes = tile.width / 2, depth = v.images * v.pixels;
+  if (depth == 0) return false;
+  const int threads = plan.threads = cost::useful_threads(p.macs(), available);
+
+  // Shares of filters as long as they are two tiles high: each packs grad_output once. Then of channels.
+  int64_t filter_tasks = 1, channel_tasks = 1;
+  while (p.groups * filter_tasks < threads && g.filters / (filter_tasks + 1) >= 2 * tile.height) ++filter_tasks;
+  while (p.groups * filter_tasks * channel_tasks < threads && channel_tasks < div_up(g.channels, tile.width))
+    ++channel_tasks;
+  const int64_t filters = div_up(g.filters, filter_tasks);
+  const int64_t blocks = div_up(div_up(g.channels, tile.width), channel_tasks);
+  const int64_t chunk = std::min<int64_t>(128, div_up(depth, lanes) * lanes);
+  // Packed grad_output stays in half of the second-level cache.
+  const int64_t fit = processor().second_level / 2 / 4 / filters / chunk * chunk;
+  const int64_t packed = std::min(std::max(chunk, fit), div_up(depth, lanes) * lanes);
+
+  plan.detail[kForm] = weight;
+  plan.detail[kDepth] = packed;
+  plan.detail[kFilterTasks] = filter_tasks;
+  plan.detail[kChannelTasks] = channel_tasks;
+  plan.detail[kPixelChunk] = chunk;
+  plan.detail[kDepthValues] = packed * filters;
+  // Sums of one chunk are written at once.
+  const int64_t tiles = depth <= chunk ? 1 : blocks * div_up(filters, tile.height);
+  plan.detail[kWeightSums] = tiles * tile.height * tile.width;
+  plan.detail[kWeightBytes] =
+      4 * (plan.detail[kDepthValues] + plan.detail[kWeightSums] + chunk * tile.width + filters) + 5 * kArenaSlack;
+  plan.workspace_bytes = threads * arena_round(plan.detail[kWeightBytes]) + kArenaSlack;
+  plan.executed_macs = p.groups * depth * g.filters * div_up(g.channels, lanes) * lanes;
+  plan.variant = "1x1: filters x channels";
+  plan.cost = cost::seconds(plan.executed_macs, lanes, efficiency(depth, div_up(depth, chunk), g.filters), threads, 0) +
+              packing_seconds(p.groups * depth * (g.filters * channel_tasks + 2 * g.channels * filter_tasks), lanes, threads) +
+              static_cast<double>(p.minimum_bytes()) / (2 * cost::kBytesPerSecond) / threads;
+  return true;
 }
 
 // Lanes along what is contiguous in the result. But few pixels fill lanes badly, and a large filter, packed, falls out of
@@ -59,6 +115,7 @@ Form form_of(const View& v, TileShape tile) {
 bool pointwise_plan(const ConvProblem& p, int available, ConvPlan& plan) {
   const TileShape tile = tile_shape(DType::f32);
   if (!applies(p)) return false;
+  if (p.pass == Pass::grad_weight) return plan_weight(p, available, tile, plan);
   const View v = view_of(p);
   const Form form = form_of(v, tile);
   if (form == none) return false;
@@ -99,13 +156,9 @@ bool pointwise_plan(const ConvProblem& p, int available, ConvPlan& plan) {
   const int64_t padded = div_up(across, lanes) * lanes;
   plan.executed_macs = images * down * padded * g.channels;
   plan.variant = by_pixels ? "1x1: filters x pixels" : "1x1: pixels x filters";
-  // 83 % of the peak, less what short sums and few rows leave of it; packing takes about 4 cycles a vector.
-  const double steps = static_cast<double>(g.channels) / (static_cast<double>(g.channels) + 8.0 * static_cast<double>(chunks));
-  const double height = std::min<double>(1, (static_cast<double>(down) + 2) / 14.0);
-  const int64_t packed = by_pixels ? v.pixels * g.channels + g.filters * g.channels * pixel_splits
-                                   : v.pixels * g.channels + g.filters * g.channels * 2 * pixel_splits;
-  plan.cost = cost::seconds(plan.executed_macs, lanes, 0.83 * steps * height, threads, 0) +
-              static_cast<double>(images * packed) / static_cast<double>(lanes) * 4 / cost::kCyclesPerSecond / threads +
+  const int64_t packed = g.channels * (v.pixels + g.filters * pixel_splits * (by_pixels ? 1 : 2));
+  plan.cost = cost::seconds(plan.executed_macs, lanes, efficiency(g.channels, chunks, down), threads, 0) +
+              packing_seconds(images * packed, lanes, threads) +
               static_cast<double>(p.minimum_bytes()) / (2 * cost::kBytesPerSecond) / threads;
   return true;
 }

@@ -19,7 +19,17 @@ enum Detail {
   kThreadBytes,
   kForm = 11,     // one of Form; none: the general loops of direct_gather.cpp
 };
-enum Form { none, pixel_lanes, filter_lanes };
+enum Form { none, pixel_lanes, filter_lanes, weight };
+// For grad_weight: a task sums over all pixels for some filters and channels of a group.
+enum WeightDetail {
+  kDepth,          // pixels whose grad_output is packed at a time
+  kFilterTasks,    // tasks that share a group's filters,
+  kChannelTasks,   // and its channels
+  kPixelChunk,     // pixels whose products are summed in registers
+  kDepthValues,    // packed grad_output
+  kWeightSums,     // of a task
+  kWeightBytes,    // of a thread
+};
 
 // Tiles that share a packed chunk of the other operand, at most.
 constexpr int64_t kGroupTiles = 32;
@@ -31,12 +41,15 @@ struct View {
   bool fits;               // the results of an image follow each other, with one stride
 };
 View view_of(const ConvProblem&);
+// Of a filter's gradient: source is x, result is grad_output.
+View weight_view_of(const ConvProblem&);
 
 }  // namespace pointwise
 
 // Whether the problem has this form; if so, the plan.
 bool pointwise_plan(const ConvProblem&, int threads, ConvPlan&);
 
+FASTCONV_KERNEL(Status, direct_pointwise_weight, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)
 FASTCONV_KERNEL(Status, direct_pointwise, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)
 
 }  // namespace fastconv::cpu

@@ -29,6 +29,20 @@ struct LineRun {
   int64_t count;
 };
 
+// The lines of a matrix of rows `pitch` bytes apart, `lines` each, in runs down the rows.
+struct RowLines {
+  const char* base = nullptr;
+  int64_t pitch = 0, rows = 0, lines = 0, at = 0;
+  int64_t count() const { return rows * lines; }
+  LineRun next(int64_t most) {
+    if (at >= count()) return {base, 0, 0};
+    const int64_t row = at % rows;
+    const LineRun run{base + at / rows * kLineBytes + row * pitch, pitch, most < rows - row ? most : rows - row};
+    at += run.count;
+    return run;
+  }
+};
+
 inline void prefetch(const LineRun& run) {
   for (int64_t i = 0; i < run.count; ++i) prefetch_read(run.line + i * run.step);
 }

@@ -22,20 +22,6 @@ namespace {
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// The lines of a matrix of rows `pitch` bytes apart, `lines` each, in runs down the rows.
-struct RowLines {
-  const char* base = nullptr;
-  int64_t pitch = 0, rows = 0, lines = 0, at = 0;
-  int64_t count() const { return rows * lines; }
-  LineRun next(int64_t most) {
-    if (at >= count()) return {base, 0, 0};
-    const int64_t row = at % rows;
-    const LineRun run{base + at / rows * kLineBytes + row * pitch, pitch, smaller(most, rows - row)};
-    at += run.count;
-    return run;
-  }
-};
-
 template <class T>
 struct Pointwise {
   static constexpr int L = kLanes<float>, W = kTileWidth<float>, H = kTileHeight;
