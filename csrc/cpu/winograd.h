@@ -28,6 +28,7 @@ enum Detail {
   kSumStride,     // and of the sums
   kFilterValues,  // transformed filter; 0: every block transforms it for itself, chunk by chunk
   kThreadBytes,
+  kPrefetch,      // whether the products prefetch what the next block reads and this one writes
 };
 // For grad_weight. Tiles are of grad_output, m x m pixels.
 enum WeightDetail {

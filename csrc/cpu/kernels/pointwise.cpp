@@ -2,9 +2,10 @@
 //
 // In NCHW lanes are pixels: the filters of a task are packed once (lines of 16 channels, copied as they lie), then for
 // each 32 pixels and chunk of channels the input's lines are copied next to each other and every 14 filters are
-// multiplied with them; results are stored as they are. In NHWC lanes are filters and pixels the rows: the pixels of a
-// task are packed (copied as they lie), then for each 32 filters and chunk the filter is turned, 8 cycles per channel,
-// and multiplied with every 14 pixels. Nothing is kept between calls: reading a weight for its hash would cost more.
+// multiplied with them; results are stored as they are. (Prefetching lines of that many planes, each in a page of its
+// own, made it 1.3 times slower.) In NHWC lanes are filters and pixels the rows: the pixels of a task are packed (copied
+// as they lie), then for each 32 filters and chunk the filter is turned, 8 cycles per channel, and multiplied with every
+// 14 pixels. Nothing is kept between calls: reading a weight for its hash would cost more.
 //
 // Arithmetic intensity: channels * filters / (2 (channels + filters)) FLOP per byte, 16 for 64 and 64: on two cores that
 // stream 30 GB/s together that is what memory allows, so the small ones are bound by it. A large one runs at the register
@@ -176,21 +177,12 @@ struct Pointwise {
           for_runs(image, group, pixel, pixel + pixels, [&](int64_t first, int64_t count, const Reader<T>& reader) {
             pack(reader.from(0, c), count, depth, [&](int64_t j) { return scratch.piece + j * W + first - pixel; });
           });
-          const bool last_chunk = c + depth == g.channels;
-          RowLines next = part0 > 0 ? RowLines{}
-                          : last_chunk
-                              ? source_lines(image, group, pixel + W, W, 0, smaller(chunk, g.channels))
-                              : source_lines(image, group, pixel, pixels, c + depth, smaller(chunk, g.channels - c - depth));
-          const int64_t most = div_up(next.count(), part1 - part0);
           float* sums = scratch.sums;
           for (int64_t part = part0; part < part1; ++part, sums += H * W) {
             const int64_t begin = tile_start(part, parts, rows), end = tile_start(part + 1, parts, rows);
-            const LineRun writes =
-                last_chunk ? to.lines((filter0 + begin) * g.dst[1] + pixel * g.dst[3], g.dst[1], end - begin) : LineRun{};
             multiply_tile(end - begin, pixels, scratch.panel + begin * depth_pitch + c * (end - begin), (end - begin) * L,
-                          scratch.piece, depth,
-                          sums, c > 0, next.next(most), writes);
-            if (last_chunk) write_pixels(to, sums, filter0 + begin, end - begin, pixel, pixels);
+                          scratch.piece, depth, sums, c > 0, {}, {});
+            if (c + depth == g.channels) write_pixels(to, sums, filter0 + begin, end - begin, pixel, pixels);
           }
         }
       }

@@ -141,12 +141,12 @@ struct WinogradRun {
     in.step = M, in.extent = N;
     out.height = to.height, out.width = to.width;
     out.step = out.extent = M;
-    LineWalk reads(in, grid, next_block < block_count ? block_start(next_block) : 0,
-                   next_block < block_count ? block_start(next_block + 1) : 0, 0, g.channels);
+    const bool prefetch = plan.detail[winograd::kPrefetch], more = prefetch && next_block < block_count;
+    LineWalk reads(in, grid, more ? block_start(next_block) : 0, more ? block_start(next_block + 1) : 0, 0, g.channels);
 
     for (int64_t kb = kb0; kb < kb1; ++kb) {
       const int64_t k0 = kb * W, filters = smaller(W, g.filters - k0);
-      LineWalk writes(out, grid, begin, end, k0, filters);
+      LineWalk writes(out, grid, prefetch ? begin : end, end, k0, filters);
       if (filter)
         multiply_kept(group * filter_blocks + kb, count, input, sums, reads, writes);
       else
