@@ -22,6 +22,7 @@ enum class PoolPath : int64_t {
   planes,    // no vectors: any strides, any window
   rows,      // neighbouring outputs of a row (NCHW)
   channels,  // neighbouring channels (NHWC)
+  whole,     // neighbouring elements of planes that one window covers (NCHW)
 };
 
 // What PoolPlan::detail holds. A task is one block of units (planes or images) times one band of rows (output rows, or

@@ -1,6 +1,7 @@
 // Average-pooling, forward and gradient. Sums are kept in Compute<T> and divided once; int64 divides like torch,
 // truncating, and in the gradient before summing.
 #include "pool_average.h"
+#include "pool_whole.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
@@ -73,6 +74,7 @@ void avg_pool_forward(const PoolPlan& plan, const PoolOperands& operands, void* 
       const Divisor divisor(plan.problem);
       const auto path = static_cast<PoolPath>(plan.detail[kPath]);
       if (path == PoolPath::channels) return forward_channels(plan, Mean<T>{divisor}, operands, threads);
+      if (path == PoolPath::whole) return forward_whole(plan, Mean<T>{divisor}, operands, threads);
       if (path == PoolPath::rows) {
         const Mean<T> mean{divisor, column_divisors<Compute<T>>(divisor, plan.problem, workspace)};
         return plan.problem.adaptive ? forward_adaptive_rows(plan, mean, operands, workspace, threads)
@@ -91,6 +93,8 @@ void avg_pool_grad(const PoolPlan& plan, const PoolOperands& operands, void* wor
       const auto path = static_cast<PoolPath>(plan.detail[kPath]);
       if (path == PoolPath::rows) return rows_grad(plan, chain, operands, workspace, threads);
       if (path == PoolPath::channels) return channels_grad(plan, chain, operands, workspace, threads);
+      if (path == PoolPath::whole)
+        return whole_grad(plan, chain, Divisor(plan.problem).at(0, 0), operands, threads);
     }
     planes_grad(plan, chain, operands, workspace, threads);
   });

@@ -5,6 +5,7 @@
 // Norms 1 and 2 are a copy and a product away from average-pooling and run in its loops. Any other takes a power of the
 // C library for every element of every window, some 20 ns, and is bound by that, so it has the plain loops only.
 #include "pool_average.h"
+#include "pool_whole.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
@@ -143,6 +144,7 @@ void lp_pool_forward(const PoolPlan& plan, const PoolOperands& operands, void* w
     const auto path = static_cast<PoolPath>(plan.detail[kPath]);
     if (path == PoolPath::planes) return forward_planes(plan, op, operands, threads);
     if (path == PoolPath::channels) return forward_channels(plan, op, operands, threads);
+    if (path == PoolPath::whole) return forward_whole(plan, op, operands, threads);
     op.column_divisors = column_divisors<A>(divisor, d, workspace);
     forward_rows(plan, op, operands, workspace, threads);
   });
@@ -157,6 +159,7 @@ void lp_pool_grad(const PoolPlan& plan, const PoolOperands& operands, void* work
     const auto path = static_cast<PoolPath>(plan.detail[kPath]);
     if (path == PoolPath::planes) return planes_grad(plan, chain, operands, workspace, threads);
     if (path == PoolPath::channels) return channels_grad(plan, chain, operands, workspace, threads);
+    if (path == PoolPath::whole) return whole_grad(plan, chain, Divisor(d).at(0, 0), operands, threads);
     rows_grad(plan, chain, operands, workspace, threads);
   });
 }

@@ -2,6 +2,7 @@
 // window lies wholly in padding).
 #include "max_order.h"
 #include "pool_loops.h"
+#include "pool_whole.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
@@ -205,6 +206,7 @@ void forward(const PoolPlan& plan, const PoolOperands& operands, void* workspace
   if constexpr (kHasVectors<T>) {
     const auto path = static_cast<PoolPath>(plan.detail[kPath]);
     const bool values_only = plan.problem.offset_bytes == 0;
+    if (path == PoolPath::whole) return forward_whole(plan, MaxOfValues<M>{}, operands, threads);
     if (path == PoolPath::rows && plan.problem.adaptive)
       return forward_adaptive_rows(plan, MaxOfValues<M>{}, operands, workspace, threads);
     if (path == PoolPath::rows)
