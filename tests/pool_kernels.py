@@ -26,6 +26,18 @@ MAX_SHAPES = [
     "n2c2h13w35 r7s7 st1 pd3 dl1",
     "n1c2h6w9 r1s1 st3x2 pd0 dl1",
     "n2c1h1w1 r3s3 st1 pd1 dl1",
+    # Small planes, which gradients stack: inputs in the outputs' pattern, with a column more, with gaps needed between.
+    "n2c37h7w7 r3s3 st1 pd1 dl1",
+    "n2c41h12w16 r3s3 st2 pd1 dl1",
+    "n3c23h13w15 r3s3 st2 pd0 dl1",
+    "n2c19h23w12 r4s3 st3x2 pd2x1 dl1",
+    # Planes in several bands.
+    "n1c2h91w67 r3s3 st1 pd1 dl1",
+    "n2c2h150w61 r3s2 st2 pd1x0 dl1",
+    # One window over the whole plane: less than a vector, more than four, one plane more than lanes.
+    "n3c11h2w3 r2s3 st1 pd0 dl1",
+    "n2c17h7w7 r7s7 st2 pd0 dl1",
+    "n1c33h13w17 r13s17 st1 pd0 dl1",
 ]
 AVG_SHAPES = [s for s in MAX_SHAPES if s.endswith(" dl1")]
 AVG_FLAGS = ["", " ceil", " nopad", " ceil nopad", " div3", " ceil div-5"]
@@ -39,6 +51,9 @@ LP_SHAPES = [
     "n1c130h5w5 r5s5 st5 pd0 dl1",
     "n2c2h13w35 r7s7 st1 pd0 dl1",
     "n1c2h6w9 r1s1 st3x2 pd0 dl1",
+    "n3c11h2w3 r2s3 st1 pd0 dl1",
+    "n2c17h7w7 r7s7 st2 pd0 dl1",
+    "n1c33h13w17 r13s17 st1 pd0 dl1",
 ]
 NORMS = [2, 1, 3, 0.5, 2.5, -1, 4]
 # Sizes of output below and above the input's, windows that overlap, one axis whole; the window is made canonical.
@@ -51,6 +66,7 @@ ADAPTIVE_SHAPES = [
     ("n2c2h10w41 r1s1 st1 pd0 dl1", "p1q4"),
     ("n1c17h3w29 r1s1 st1 pd0 dl1", "p8q31"),
     ("n1c19h31w23 r1s1 st1 pd0 dl1", "p3q2"),
+    ("n2c35h7w9 r1s1 st1 pd0 dl1", "p1q1"),
 ]
 
 
@@ -106,6 +122,14 @@ def positions(offsets, p):
     for offset, position, _ in taps(p):
         result = torch.where(offsets == offset, position, result)
     return result
+
+
+def offsets_inside(offsets, p):
+    """Those that lead into padding, which no forward yields, become none."""
+    flat = offsets.flatten(2)
+    for offset, _, inside in taps(p):
+        flat = torch.where((flat == offset) & ~inside, -1, flat)
+    return flat.view(offsets.shape)
 
 
 def special_values(sizes, dtype, generator):

@@ -88,6 +88,57 @@ inline int64_t padded_outputs(const Axis& a) {
   return last > a.out ? last : a.out;
 }
 
+// The outputs of a plane as the inputs of max-pooling's gradient see them. Input column w is column (w + pad) / stride
+// of phase (w + pad) % stride, and its tap s, of the same phase, belongs to the output s / stride columns before; rows
+// likewise. Rows of outputs are `pitch` apart, so far that no tap of any input leads into a wrong row. A band of rows
+// of one plane is worked on at a time, or several planes, stacked with as many empty rows between them as taps reach.
+//
+// `overlaid`: no two inputs of a phase fall together even if rows are only as far apart as they are long, and planes as
+// they are high. Then nothing has to lie between: a tap that leads into another row or plane leads to an output that
+// did not choose it, because from there it leads into padding.
+struct Lattice {
+  static constexpr int64_t kShiftBytes = 16;
+  static constexpr int64_t kBandElements = 1024;  // 4 KB of fp32 for each phase: first-level cache
+  int64_t stride_h, stride_w, row_delay, column_delay, columns, outputs, pitch, band, planes = 1;
+  bool overlaid;
+
+  explicit Lattice(const PoolProblem& p)
+      : stride_h(p.stride_h),
+        stride_w(p.stride_w),
+        row_delay((p.r - 1) / p.stride_h),
+        column_delay((p.s - 1) / p.stride_w),
+        columns((p.w - 1 + p.pad_left) / stride_w + 1),
+        outputs(p.q) {
+    const int64_t rows = (p.h - 1 + p.pad_top) / stride_h + 1;
+    pitch = columns > p.q + column_delay ? columns : p.q + column_delay;
+    band = kBandElements / pitch < 4 ? 4 : kBandElements / pitch;
+    if (band >= rows) {
+      planes = (band + row_delay) / (rows + row_delay);
+      band = rows;
+    }
+    overlaid = most_of_a_phase(p.h, p.pad_top, stride_h) <= p.p && most_of_a_phase(p.w, p.pad_left, stride_w) <= p.q;
+  }
+  int64_t phases() const { return stride_h * stride_w; }
+  // Columns by which the last row exceeds one of outputs.
+  int64_t spill() const { return columns > outputs ? columns - outputs : 0; }
+  static int64_t most_of_a_phase(int64_t in, int64_t pad, int64_t stride) {  // inputs, of an axis
+    int64_t most = 0;
+    for (int64_t phase = 0; phase < stride; ++phase) {
+      const int64_t to = in - 1 + pad - phase, from = pad - phase;
+      const int64_t count = (to < 0 ? -1 : to / stride) - (from > 0 ? ceil_div(from, stride) : 0) + 1;
+      if (count > most) most = count;
+    }
+    return most;
+  }
+  int64_t size() const { return planes * (band + row_delay) * pitch + column_delay + 2 * kMargin; }
+  int64_t shared_bytes(int64_t taps) const { return 8 * (phases() + 1) + kShiftBytes * taps; }
+  int64_t scratch_bytes(int64_t value) const { return (value * (phases() + 1) + 1) * size(); }
+};
+
+// What a pixel's tap takes in max-pooling's gradient over channels, and how many an input has at most, along an axis.
+constexpr int64_t kChannelTapBytes = 24;
+inline int64_t most_covers(const Axis& a) { return a.adaptive && a.in > 0 ? a.out / a.in + 2 : a.window; }
+
 // A window (output o of one axis) that covers an input, and the tap that does.
 struct Cover {
   int64_t o, tap;

@@ -1,66 +1,11 @@
 // Max-pooling's gradient, and `gather`, the gradient's transpose: both read window offsets and no input.
 //
-// Over channels (NHWC) each input element gathers: it compares the offsets of the windows that cover it with its own
-// place in them, in vectors. Otherwise a scalar scatter does one addition per output in place of up to R * S
-// comparisons per input; in rows (NCHW) it is the faster one even at 3x3 with stride 1.
-#include "pool_loops.h"
+// Of small windows the inputs gather, in vectors (max_grad_gather.h). Otherwise a scalar scatter does one addition per
+// output in place of up to R * S comparisons per input.
+#include "max_grad_gather.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
-
-using Offset = uint8_t;  // of the vector paths
-
-template <class T>
-void channels_grad(const PoolPlan& plan, const PoolOperands& operands, void* workspace, const Threads& threads) {
-  using A = Compute<T>;
-  constexpr int L = kLanes<A>;
-  const PoolProblem& d = plan.problem;
-  const CoverTable rows(vertical(d), workspace), columns(horizontal(d), rows.end(vertical(d)));
-  const T* const dy = static_cast<const T*>(operands.y);
-  const T* const dy_end = end_of(dy, d, false, d.y_strides);
-  const Offset* const offsets = static_cast<const Offset*>(operands.offsets);
-  const Offset* const offsets_end = end_of(offsets, d, false, d.offset_strides);
-  const bool inside = d.c >= L;
-
-  parallel_tasks(threads, tasks_of(plan), [&](int, int64_t task) {
-    const Share share = share_of(plan, task);
-    T* const dx = static_cast<T*>(operands.x);
-    const T* const dx_end = dx + ((share.unit_end - 1) * d.h + share.row_end) * d.w * d.c;
-    for (int64_t n = share.unit; n < share.unit_end; ++n) {
-      for (int64_t h = share.row; h < share.row_end; ++h) {
-        const int64_t row_count = rows.count(h);
-        const Cover* const covers = rows.of(h);
-        for (int64_t w = 0; w < d.w; ++w) {
-          T* const to = dx + ((n * d.h + h) * d.w + w) * d.c;
-          in_channel_blocks<L>(d.c, [&](int64_t c, auto count) {
-            constexpr int N = decltype(count)::value;
-            Vec<A> sum[N] = {};
-            for (int64_t k = 0; k < row_count; ++k) {
-              const T* from = dy + n * d.y_strides[0] + covers[k].o * d.y_strides[2] + c;
-              const Offset* codes = offsets + n * d.offset_strides[0] + covers[k].o * d.offset_strides[2] + c;
-              for (int64_t j = 0; j < columns.count(w); ++j) {
-                const Cover column = columns.of(w)[j];
-                const Vec<Code<A>> code = Vec<Code<A>>{} + static_cast<Code<A>>(covers[k].tap * d.s + column.tap);
-                const T* values_at = from + column.o * d.y_strides[3];
-                const Offset* codes_at = codes + column.o * d.offset_strides[3];
-                for (int m = 0; m < N; ++m) {
-                  const Vec<A> value =
-                      inside ? load_wide<T>(values_at + m * L) : load_until<T, L>(values_at, dy_end, load_wide<T>);
-                  const Vec<Code<A>> chosen =
-                      inside ? load_codes<A, Offset>(codes_at + m * L)
-                             : load_until<Offset, L>(codes_at, offsets_end, load_codes<A, Offset>);
-                  sum[m] += chosen == code ? value : Vec<A>{};
-                }
-              }
-            }
-            for (int m = 0; m < N; ++m)
-              store_until<T, L>(to + c + m * L, dx_end, [&](T* p) { store_narrow<T>(p, sum[m]); });
-          });
-        }
-      }
-    }
-  });
-}
 
 // Where window offsets lead. They come from outside, so one that leads out of the plane is passed over, like "none".
 struct Tap {
@@ -226,8 +171,11 @@ void max_pool_grad(const PoolPlan& plan, const PoolOperands& operands, void* wor
   with_dtype(plan.problem.dtype, [&](auto zero) {
     using T = decltype(zero);
     if constexpr (!std::is_integral_v<T>) {
-      if (static_cast<PoolPath>(plan.detail[kPath]) == PoolPath::channels)
-        return channels_grad<T>(plan, operands, workspace, threads);
+      const auto path = static_cast<PoolPath>(plan.detail[kPath]);
+      if (path == PoolPath::rows) return rows_gather<T>(plan, operands, workspace, threads);
+      if (path == PoolPath::channels)
+        return plan.problem.c >= kLanes<Compute<T>> ? channels_gather<T, true>(plan, operands, workspace, threads)
+                                                    : channels_gather<T, false>(plan, operands, workspace, threads);
     }
     with_offset_type(plan.problem.offset_bytes,
                      [&](auto offset) { scatter<T, decltype(offset)>(plan, operands, workspace, threads); });
