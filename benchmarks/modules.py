@@ -73,14 +73,15 @@ class Residual(Add):
         return plain in (_BASIC, _BOTTLENECK) and shortcut in ((), _PROJECTION)
 
     def forward(self, x):
-        shortcut = x if self.projection is None else self.projection_bn(self.projection(x))
         y = self.conv1_relu(self.conv1_bn(self.conv1(x)))
         y = self.conv2_bn(self.conv2(y))
         if self.conv3 is not None:
             y = self.conv3_bn(self.conv3(self.conv2_relu(y)))
         if self.se is not None:
             y = self.se(y)
-        y += shortcut
+        if self.projection is not None:
+            x = self.projection_bn(self.projection(x))
+        y += x
         return self.relu(y)
 
 
