@@ -28,13 +28,14 @@ class WholeNetwork:
         """Verify and measure `model` (models.build's) on the input `x`; `how`: trial.How."""
         stage("verifying the whole network")
         contestants, samples, known = {}, {}, {}
+        usual = self._usual_difference(model, x) if self.training else None
         for layout in models.LAYOUTS:
             image = x.clone(memory_format=models.LAYOUTS[layout])
             for side, step in self._sides(model, image, layout, how.memory(self.threads)):
                 begin = time.perf_counter()
                 if side == "torch":
                     expected = self._results(step)
-                elif not self._checked(side, layout, step, expected):
+                elif not self._checked(side, layout, step, expected, usual):
                     continue
                 known[side, layout] = time.perf_counter() - begin
                 if how.memory(self.threads):
@@ -99,9 +100,17 @@ class WholeNetwork:
         with torch.set_grad_enabled(self.training):
             return step()
 
-    def _checked(self, side, layout, step, expected):
+    def _usual_difference(self, model, x):
+        """By how much PyTorch's gradients differ between its layouts."""
+        found = [
+            self._results(self._step(models.twin(model, layout), x.clone(memory_format=format)))
+            for layout, format in models.LAYOUTS.items()
+        ]
+        return verify.gradient_difference(*found)
+
+    def _checked(self, side, layout, step, expected, usual):
         try:
-            check = verify.compare_networks(self._results(step), expected)
+            check = verify.compare_networks(self._results(step), expected, usual)
         except RuntimeError as refusal:
             if not c.is_refusal(refusal):
                 raise

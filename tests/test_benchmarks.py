@@ -196,5 +196,7 @@ def test_networks_compare_output_gradients_and_top_five():
     swapped[0, 8], swapped[0, 9] = y[0, 9], y[0, 8]
     assert not verify.compare_networks([swapped], [y])["ok"]
     assert not verify.compare_networks([y, 1.02 * gradient], [y, gradient])["ok"]
+    assert verify.compare_networks([y, 1.02 * gradient], [y, gradient], usual=0.011)["ok"]
+    assert not verify.compare_networks([y, 1.02 * gradient], [y, gradient], usual=0.009)["ok"]
     assert not verify.compare_networks([y, gradient * float("nan")], [y, gradient])["ok"]
     assert not verify.compare_networks([y + float("nan")], [y])["ok"]
