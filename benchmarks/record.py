@@ -112,16 +112,16 @@ class Recording:
         stale = sum(self.path(part).exists() for part in self.settings.parts()) - len(kept)
         if stale:
             print(f"{stale} parts are of another build or other settings: measured again", file=sys.stderr)
-        todo = [part for part in self.settings.parts() if part not in kept]
+        unmeasured = [part for part in self.settings.parts() if part not in kept]
         if kept:
             print(f"{len(kept)} parts are there already", file=sys.stderr)
         if kept:
             self._learn(sum(content["seconds"] for content in kept.values()), kept)
-        self._begin, self._all, self._gone = time.monotonic(), todo, []
+        self._begin, self._all, self._gone = time.monotonic(), unmeasured, []
         self.interrupted = True
         with progress() as bar:
-            for malloc in dict.fromkeys(part.malloc for part in todo):
-                self._run_process(malloc, [part for part in todo if part.malloc == malloc], bar)
+            for malloc in dict.fromkeys(part.malloc for part in unmeasured):
+                self._run_process(malloc, [part for part in unmeasured if part.malloc == malloc], bar)
         self.interrupted = False
 
     def _learn(self, seconds, parts):

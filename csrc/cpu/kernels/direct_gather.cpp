@@ -6,9 +6,9 @@
 // tile stay in the first-level cache. Rows that lie in the padding are skipped.
 //
 // Arithmetic intensity: a tile reads (14 + 32) values per 14 * 32 multiply-adds, so the multiply-add units are the limit
-// (on an Intel Xeon 83 % of their peak, with or without any other work around them). Packing the filter takes about 8
-// cycles per 32 values, a tile 14 to 17: with 32 tiles at a time 2 %, with the 4 tiles of a 7 x 7 image 12 %, which is
-// still less than a packed filter kept between calls would cost in reading the weight for its hash. The phases of a
+// (on an Intel Xeon 83 % of their peak, with or without any other work around them). Packing the filter takes 13 cycles
+// per 32 values, a tile 17: with 32 tiles at a time 2 %, with the 4 tiles of a 7 x 7 image 20 %, which is still less than
+// a packed filter kept between calls would cost in reading the weight for its hash (90 cycles). The phases of a
 // strided convolution's grad_input use a few taps each, and so share a filter that is packed as a whole.
 #include "../../core/div_up.h"
 #include "../arena.h"

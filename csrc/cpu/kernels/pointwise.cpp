@@ -2,14 +2,12 @@
 //
 // In NCHW lanes are pixels: the filters of a task are packed once (lines of 16 channels, copied as they lie), then for
 // each 32 pixels and chunk of channels the input's lines are copied next to each other and every 14 filters are
-// multiplied with them; results are stored as they are. (Prefetching lines of that many planes, each in a page of its
-// own, made it 1.3 times slower.) In NHWC lanes are filters and pixels the rows: the pixels of a task are packed (copied
-// as they lie), then for each 32 filters and chunk the filter is turned, 8 cycles per channel, and multiplied with every
-// 14 pixels. Nothing is kept between calls: reading a weight for its hash would cost more.
+// multiplied with them; results are stored as they are. In NHWC lanes are filters and pixels the rows: the pixels of a
+// task are packed (copied as they lie), then for each 32 filters and chunk the filter is turned and multiplied with every
+// 14 pixels. Nothing is kept between calls: reading a weight for its hash (about 90 cycles per 32 values) would cost more.
 //
-// Arithmetic intensity: channels * filters / (2 (channels + filters)) FLOP per byte, 16 for 64 and 64: on two cores that
-// stream 30 GB/s together that is what memory allows, so the small ones are bound by it. A large one runs at the register
-// tile's rate.
+// Arithmetic intensity: channels * filters / (2 (channels + filters)) FLOP per byte, 16 for 64 and 64. Two cores of an
+// Intel Xeon balance at 8 (387 GFLOP/s, 46 GB/s), so the multiply-adds are the limit; with few filters packing is, too.
 #include "../pointwise.h"
 
 #include "../../core/div_up.h"

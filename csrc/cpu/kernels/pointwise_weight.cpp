@@ -2,7 +2,7 @@
 //
 // Filters are the register tile's rows, channels its lanes. As many pixels as fit into half of the second-level cache
 // have their grad_output packed (NCHW: copied, NHWC: turned); then for each 32 channels and 128 pixels the input is packed
-// next to each other (NCHW: turned, 8 cycles per pixel, NHWC: copied) and multiplied with every 14 filters. One task sums
+// next to each other (NCHW: turned, NHWC: copied) and multiplied with every 14 filters. One task sums
 // over all pixels in their order, so that results do not depend on the number of threads.
 //
 // Arithmetic intensity: filters * channels / (2 (filters + channels)) FLOP per byte, as the forward pass has.
@@ -111,12 +111,15 @@ struct PointwiseWeight {
     }
   }
 
+  // By chunks, whose bounds do not depend on how much of grad_output is packed at a time.
   void add_bias(const float* panel, int64_t rows, int64_t count, float* bias) const {
-    for (int64_t m = 0; m < rows; ++m) {
-      Vec<float> sum{};
-      for (int64_t d = 0; d < count; d += L) sum += load(panel + (d / L * rows + m) * L);
-      for (int l = 0; l < L; ++l) bias[m] += sum[l];
-    }
+    const int64_t chunk = plan.detail[pointwise::kPixelChunk];
+    for (int64_t m = 0; m < rows; ++m)
+      for (int64_t begin = 0; begin < count; begin += chunk) {
+        Vec<float> sum{};
+        for (int64_t d = begin; d < smaller(begin + chunk, count); d += L) sum += load(panel + (d / L * rows + m) * L);
+        for (int l = 0; l < L; ++l) bias[m] += sum[l];
+      }
   }
 
   // Filters [filter0, filter1) and the channels of blocks [block0, block1).
