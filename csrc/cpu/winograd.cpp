@@ -56,11 +56,12 @@ double seconds(const Geometry& s, const ConvProblem& p, int64_t blocks, bool kep
   // A step of the inner loop: two multiply-adds per tile, no fewer than the loads' latency and the sums' stores hide.
   const double multiply = real(steps) * (2 * real(s.tiles) / (0.93 * rate) + 2 * real(parts));
   // A kept filter streams by once per block: bytes per cycle from the second- or third-level cache or memory (an AMD
-  // EPYC, or with two multiply-adds per cycle an Intel Xeon). Its weight is read for the hash, by one thread. A fresh one
-  // costs its transform: cycles per channel and filter block, measured on the Xeon.
+  // EPYC, or with two multiply-adds per cycle an Intel Xeon, whose third level is as far as memory once a network's other
+  // filters have passed). Its weight is read for the hash, by one thread. A fresh one costs its transform: cycles per
+  // channel and filter block, measured on the Xeon.
   const double bytes_kept = real(steps * s.shape.width) * 4;
   const bool near = stays_near(s), far = bytes_kept > 16e6;
-  const double stream = near ? 32 : rate == 1 ? (far ? 6 : 14) : (far ? 3 : 9);
+  const double stream = near ? 32 : rate == 1 ? (far ? 6 : 14) : 2.5;
   const double hash = real(s.filter_blocks * s.shape.width * s.g.channels * p.r * p.s * 4) / 4;
   const double fresh = real(blocks * s.filter_blocks * s.g.channels) * (20.0 * real(p.r * p.s) + 6.0 * real(frequencies));
   // Cycles per value of a tile and vector of channels: the transforms, and turning planes into lanes of channels.
@@ -122,7 +123,7 @@ void plan_gather(const ConvProblem& p, int64_t m, bool kept, int available, Conv
   plan.detail[winograd::kFilterValues] = kept ? p.groups * s.filter_blocks * width * n * n * channels : 0;
   const int64_t frequencies = plan.detail[winograd::kInputStride] + plan.detail[winograd::kSumStride];
   plan.detail[winograd::kThreadBytes] =
-      4 * (n * n * (frequencies + (kept ? 0 : winograd::chunk_stride(width))) +
+      4 * (n * n * frequencies + (kept ? 0 : winograd::chunk_floats(p.r, width) + n * winograd::chunk_stride(width)) +
            2 * segment_floats(static_cast<int>(n), lanes)) +
       6 * kArenaSlack;
   // With one multiply-add per cycle (an AMD EPYC) prefetching gains most of all. With two (an Intel Xeon) a line costs the

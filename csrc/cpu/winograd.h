@@ -55,6 +55,11 @@ constexpr int kChunkChannels = 32;
 constexpr int segment_tiles(int outputs, int taps) { return (kSegmentPixels - taps + 1) / outputs; }
 // Floats from one frequency to the next of such a chunk, for filter blocks of this width.
 constexpr int64_t chunk_stride(int64_t width) { return kChunkChannels * width + 16; }
+// From a chunk's taps to the row of frequencies that is made from them: half a page away from a whole number of pages,
+// because a load waits for earlier stores whose addresses equal its own in the low 12 bits.
+constexpr int64_t chunk_floats(int64_t taps, int64_t width) {
+  return (taps * taps * chunk_stride(width) + 1023) / 1024 * 1024 + 512;
+}
 // Scratch of one segment: n rows of pixels before and after the transform of columns, or m rows of output.
 constexpr int64_t segment_floats(int size, int64_t lanes) { return size * (kSegmentPixels + lanes) * lanes; }
 

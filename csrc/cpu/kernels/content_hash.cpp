@@ -1,13 +1,15 @@
 // Eight 64-bit lanes, each with two chained states: add the word, fold the high half onto the low one (a product only
 // carries differences upwards), multiply by an odd constant. Both steps are bijective, so a changed word changes its
-// lane's states for good. Reads 64 bytes for 2 multiplications per lane: bound by memory beyond the caches.
+// lane's states for good. A chain takes 20 cycles per 64 bytes: four of them side by side hide that. What is left is
+// memory, from which hardware prefetches no further than the end of a page: asking 4 KiB ahead reads 15 GB/s on an Intel
+// Xeon, against 5.
 #include "../content_hash.h"
-#include "numeric.h"
+#include "lines.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
 
-constexpr int kWords = 8;
+constexpr int kWords = 8, kChains = 4;
 typedef uint64_t Words __attribute__((vector_size(kWords * 8)));
 typedef uint64_t UnalignedWords __attribute__((vector_size(kWords * 8), aligned(1), may_alias));
 
@@ -34,26 +36,34 @@ inline uint64_t finish(uint64_t h, uint64_t word) {
 }  // namespace
 
 Hash128 hash_block(const void* data, int64_t bytes) {
+  constexpr int64_t kVector = kWords * 8, kStep = kChains * kVector, kAhead = 4096;
   const char* p = static_cast<const char*>(data);
-  State state;
-  for (int l = 0; l < kWords; ++l) {
-    state.a[l] = kFirst * (l + 1);
-    state.b[l] = kSecond * (l + 1);
-  }
+  State chains[kChains];
+  for (int c = 0; c < kChains; ++c)
+    for (int l = 0; l < kWords; ++l) {
+      chains[c].a[l] = kFirst * (c * kWords + l + 1);
+      chains[c].b[l] = kSecond * (c * kWords + l + 1);
+    }
   int64_t at = 0;
-  for (; at + kWords * 8 <= bytes; at += kWords * 8) state.add(*reinterpret_cast<const UnalignedWords*>(p + at));
-  if (at < bytes) {
+  for (; at + kStep <= bytes; at += kStep)
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) {
+      prefetch_read(p + at + kAhead + c * kVector);
+      chains[c].add(*reinterpret_cast<const UnalignedWords*>(p + at + c * kVector));
+    }
+  for (int c = 0; at < bytes; at += kVector, ++c) {
     uint64_t rest[kWords] = {};
-    std::memcpy(rest, p + at, static_cast<size_t>(bytes - at));
+    std::memcpy(rest, p + at, static_cast<size_t>(bytes - at < kVector ? bytes - at : kVector));
     Words tail;
     std::memcpy(&tail, rest, sizeof tail);
-    state.add(tail);
+    chains[c].add(tail);
   }
   Hash128 h{static_cast<uint64_t>(bytes), ~static_cast<uint64_t>(bytes)};
-  for (int l = 0; l < kWords; ++l) {
-    h.low = finish(finish(h.low, state.a[l]), state.b[l] >> 7);
-    h.high = finish(finish(h.high, state.b[l]), state.a[l] >> 9);
-  }
+  for (const State& chain : chains)
+    for (int l = 0; l < kWords; ++l) {
+      h.low = finish(finish(h.low, chain.a[l]), chain.b[l] >> 7);
+      h.high = finish(finish(h.high, chain.b[l]), chain.a[l] >> 9);
+    }
   return h;
 }
 

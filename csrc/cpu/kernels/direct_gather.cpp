@@ -204,8 +204,7 @@ struct GatherRun {
             const int64_t channels = smaller(chunk, g.channels - c), next = c + chunk < g.channels ? c + chunk : 0;
             const A* filter = packed ? packed_at(t.group, block, c) : scratch.filter;
             if (!packed) pack_filter(source, first, c, channels, chunk, scratch.filter);
-            TapLines<T> lines(source, next > 0 ? first : smaller(first + W, g.filters - 1), next,
-                              smaller(chunk, g.channels - next));
+            TapLines<T> lines(source, first, c, chunk);
             const int64_t runs = far ? div_up(lines.runs(), tiles) : 0;
             A* sums = scratch.sums;
             for (int64_t i = i0; i < i1; ++i) {

@@ -35,11 +35,16 @@ struct Epilogue {
   void write(A* acc, int64_t rows, int64_t filters, const TileOutput<T>& out) const {
     constexpr int W = kTileWidth<A>, L = kLanes<A>;
     if (out.residual) {
+      A more[kTileHeight * W];
+      pack(Reader<T>{out.residual, out.residual_filter_stride, out.residual_pixel_stride}, filters, rows,
+           [&](int64_t m) { return more + m * W; });
       for (int64_t m = 0; m < rows; ++m)
-        for (int64_t l = 0; l < filters; ++l)
-          acc[m * W + l] +=
-              (has_bias ? bias[l] : A(0)) +
-              widen(out.residual[m * out.residual_pixel_stride + l * out.residual_filter_stride]);
+        for (int v = 0; v * L < filters; ++v) {
+          const int64_t at = m * W + v * L;
+          Vec<A> sum = load(acc + at) + load(more + at);
+          if (has_bias) sum += load(bias + v * L);
+          store(acc + at, sum);
+        }
     }
     bool add_bias = has_bias && !out.residual;  // with a residual it is in acc already
     if (activation.in_memory()) {

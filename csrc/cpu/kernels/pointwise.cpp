@@ -104,6 +104,13 @@ struct Pointwise {
     T* y;
     const T* residual;
     const T* bias;
+    // Makes the residual of a tile ready, `across` values in each of its rows, while the tile is multiplied.
+    void prefetch_residual(int64_t offset, int64_t stride, int64_t rows, int64_t across) const {
+      if (!residual) return;
+      constexpr int64_t bytes = sizeof(T);
+      for (int64_t line = 0; line < across * bytes; line += kLineBytes)
+        prefetch({reinterpret_cast<const char*>(residual + offset) + line, stride * bytes, rows});
+    }
     // The first line of each row of a tile of results.
     LineRun lines(int64_t offset, int64_t stride, int64_t count) const {
       return {reinterpret_cast<const char*>(y + offset), stride * static_cast<int64_t>(sizeof(T)), count};
@@ -178,6 +185,9 @@ struct Pointwise {
           float* sums = scratch.sums;
           for (int64_t part = part0; part < part1; ++part, sums += H * W) {
             const int64_t begin = tile_start(part, parts, rows), end = tile_start(part + 1, parts, rows);
+            if (c + depth == g.channels)
+              to.prefetch_residual((filter0 + begin) * g.residual[1] + pixel * g.residual[3], g.residual[1],
+                                   end - begin, pixels);
             multiply_tile(end - begin, pixels, scratch.panel + begin * depth_pitch + c * (end - begin), (end - begin) * L,
                           scratch.piece, depth, sums, c > 0, {}, {});
             if (c + depth == g.channels) write_pixels(to, sums, filter0 + begin, end - begin, pixel, pixels);
@@ -212,8 +222,7 @@ struct Pointwise {
           const int64_t depth = smaller(chunk, g.channels - c), next = c + depth < g.channels ? c + depth : 0;
           pack(Reader<T>{filters_at(group, filter) + c * g.channel_stride, g.filter_stride, g.channel_stride}, filters,
                depth, [&](int64_t j) { return scratch.piece + j * W; });
-          TapLines<T> lines(source, next > 0 ? filter : smaller(filter + W, g.filters - 1), next,
-                            smaller(chunk, g.channels - next));
+          TapLines<T> lines(source, filter, c, chunk);
           const int64_t runs = far ? div_up(lines.runs(), part1 - part0) - 1 : 0;
           float* sums = scratch.sums;
           for (int64_t part = part0; part < part1; ++part, sums += H * W) {
@@ -222,6 +231,8 @@ struct Pointwise {
             const LineRun writes =
                 next > 0 ? LineRun{} : to.lines(pixel * g.dst[3] + filter * g.dst[1], g.dst[3], end - begin);
             for (int64_t run = 0; run < runs; ++run) prefetch(lines.next());
+            if (next == 0)
+              to.prefetch_residual(filter * g.residual[1] + pixel * g.residual[3], g.residual[3], end - begin, filters);
             multiply_tile(end - begin, filters, scratch.panel + begin * depth_pitch + c * (end - begin), (end - begin) * L,
                           scratch.piece, depth,
                           sums, c > 0, far ? lines.next() : pixels_next.next(most), writes);

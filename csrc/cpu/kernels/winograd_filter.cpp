@@ -19,16 +19,15 @@ void transform_filter(const ConvPlan& plan, const void* weight, float* packed, c
   const int64_t blocks = div_up(g.filters, W), pieces = div_up(g.channels, kPieceChannels);
   const bool large = plan.prepack_bytes > kStreamBytes;
   parallel_tasks(threads, p.groups * blocks * pieces, [&](int, int64_t task) {
-    constexpr int64_t kPiece = kPieceChannels * W, kStride = kPiece + 16;
-    alignas(64) float staged[R * R * kPiece];
-    alignas(64) float transformed[N * N * kStride];
+    alignas(64) float staged[R * R * kPieceStride];
+    alignas(64) float transformed[N * N * kPieceStride];
     const int64_t piece = task % pieces, block = task / pieces % blocks, group = task / pieces / blocks;
     const int64_t c0 = piece * kPieceChannels, channels = smaller(kPieceChannels, g.channels - c0);
-    stage_taps<R>(FilterSource<T>(p, g, weight, group), block * W, c0, channels, staged);
-    transform_taps<F>(staged, channels, transformed, kStride);
+    stage_taps<R>(FilterSource<T>(p, g, weight, group), block * W, c0, channels, kPieceStride, staged);
+    transform_taps<F>(staged, channels, transformed, kPieceStride);
     float* to = packed + ((group * blocks + block) * N * N * g.channels + c0) * W;
     for (int f = 0; f < N * N; ++f) {
-      const float* from = transformed + f * kStride;
+      const float* from = transformed + f * kPieceStride;
       float* at = to + f * g.channels * W;
       if (large)
         for (int64_t i = 0; i < channels * W; i += L) store_stream(at + i, load(from + i));

@@ -89,30 +89,29 @@ struct WinogradRun {
       }
   }
 
-  // The same, transforming them here; `chunk` holds the transformed filters of kFlush channels.
+  // The same, transforming them here, kFlush channels and one row of frequencies at a time: the taps of those and the
+  // transformed row, `chunk`, stay in the first-level cache.
   void multiply_fresh(int64_t group, int64_t k0, int64_t count, const float* input, float* sums, float* chunk,
                       LineWalk& writes) const {
     constexpr int64_t kStride = winograd::chunk_stride(W), kLines = kFlush / kPrefetchEvery;
-    alignas(64) float staged[F::taps * F::taps * kPieceChannels * W];
+    float* transformed = chunk + winograd::chunk_floats(F::taps, W);
     const FilterSource<T> taps(p, g, operands.weight, group);
     const int64_t parts = tile_parts(count);
     for (int64_t c0 = 0; c0 < g.channels; c0 += kFlush) {
-      const int64_t channels = smaller(kFlush, g.channels - c0), next = c0 + kFlush;
-      for (int64_t c = 0; c < channels; c += kPieceChannels) {
-        const int64_t some = smaller(kPieceChannels, channels - c);
-        stage_taps<F::taps>(taps, k0, c0 + c, some, staged);
-        transform_taps<F>(staged, some, chunk + c * W, kStride);
-      }
-      const bool more = next < g.channels;
-      TapLines<T> reads(taps, more ? k0 : smaller(k0 + W, g.filters - 1), more ? next : 0,
-                              smaller(kFlush, g.channels - (more ? next : 0)));
-      for (int f = 0; f < N * N; ++f)
-        for (int64_t part = 0; part < parts; ++part) {
-          const int64_t first = tile_start(part, parts, count), last = tile_start(part + 1, parts, count);
-          multiply_chunk(last - first, input + f * input_stride + c0 * block_tiles + first * L, block_tiles * L,
-                         chunk + f * kStride, channels, sums + f * sum_stride + first * W, c0 > 0,
-                         reads.next(), writes.next(kWrites * kLines));
-        }
+      const int64_t channels = smaller(kFlush, g.channels - c0);
+      stage_taps<F::taps>(taps, k0, c0, channels, kStride, chunk);
+      TapLines<T> reads(taps, k0, c0, kFlush);
+      const int64_t early = div_up(reads.runs(), N * N * parts) - 1;  // runs before a product, beside the one within
+      transform_rows_of_taps<F>(chunk, channels, kStride, transformed, kStride, [&](int row) {
+        for (int s = 0, f = row * N; s < N; ++s, ++f)
+          for (int64_t part = 0; part < parts; ++part) {
+            const int64_t first = tile_start(part, parts, count), last = tile_start(part + 1, parts, count);
+            for (int64_t i = 0; i < early; ++i) prefetch(reads.next());
+            multiply_chunk(last - first, input + f * input_stride + c0 * block_tiles + first * L, block_tiles * L,
+                           transformed + s * kStride, channels, sums + f * sum_stride + first * W, c0 > 0, reads.next(),
+                           writes.next(kWrites * kLines));
+          }
+      });
     }
   }
 
@@ -122,7 +121,7 @@ struct WinogradRun {
     float* sums = own.take<float>(N * N * sum_stride);
     float* staged = own.take<float>(winograd::segment_floats(N, L));
     float* columns = own.take<float>(winograd::segment_floats(N, L));
-    float* chunk = filter ? nullptr : own.take<float>(N * N * winograd::chunk_stride(W));
+    float* chunk = filter ? nullptr : own.take<float>(winograd::chunk_floats(F::taps, W) + N * winograd::chunk_stride(W));
     const TileSource<T> from = source(group);
     const TileTarget<T> to = target(group);
     const int64_t begin = block_start(block), end = block_start(block + 1), count = end - begin;

@@ -50,12 +50,15 @@ inline void write_filters(const float* sums, int64_t stride, int64_t sum_step, c
     Lanes tile[M][M];
     inverse<F>(sums + t * sum_step, stride, tile);
     float* to = y + t * M * col_stride;
-    if (rows >= M && cols - t * M >= M && !residual) {
+    if (rows >= M && cols - t * M >= M) {
 #pragma GCC unroll 8
       for (int i = 0; i < M; ++i)
 #pragma GCC unroll 8
-        for (int j = 0; j < M; ++j)
-          store(to + i * row_stride + j * col_stride, activation.in_registers(tile[i][j] + bias));
+        for (int j = 0; j < M; ++j) {
+          Lanes v = tile[i][j] + bias;
+          if (residual) v += load(residual + i * residual_row + (t * M + j) * residual_col);
+          store(to + i * row_stride + j * col_stride, activation.in_registers(v));
+        }
       continue;
     }
     float spill[M * M * kLanes<float>];
