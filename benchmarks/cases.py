@@ -240,6 +240,8 @@ def _of_parsed(parsed):
     """A case's fields, of those of the extension's problem."""
     fields = {key: value for key, value in parsed.items() if key not in _DERIVED}
     if parsed["kind"] == "conv":
+        if parsed["scale"]:
+            raise ValueError("a scale belongs to a folded BatchNorm: the benchmark runs it as part of a network")
         if g.ACTIVATIONS.get(parsed["activation"]) is None:
             del fields["activation_parameter"]
         if parsed["pass"] == "grad_input" and parsed["bias"]:

@@ -5,27 +5,21 @@ In eval mode BatchNorm2d is the affine map y -> y * s + (beta - mean * s) with s
 weight * s and the bias beta + (bias - mean) * s.
 
 Both modules stay where they are, with their own parameters and buffers. The convolution knows its BatchNorm; whenever
-that one is in eval mode, the convolution uses the folded filter and the BatchNorm passes its input through.
+that one is in eval mode, the convolution does both and the BatchNorm passes its input through.
 
-The folded filter is kept beside the module, in no state_dict and no pickle, and used again only if a 128-bit hash of
-all that went into it, taken at each call, is the same: `.data`, numpy and fused optimizers change weights without a
-trace. Folding anew at each call costs more than the arithmetic: a filter at a new address cannot be recognised by the
-filter cache, so its own transformed form is lost too (512 filters of 512x3x3 on 7x7, one thread: 8.3 ms; kept 2.45;
-conv and BatchNorm apart 2.5).
-With gradients, under torch.compile and inside transforms the same expressions run as ordinary operators.
+Where nobody wants a derivative, the kernels multiply their sums by s: the filter stays as it is, so that nothing is made
+or kept beside it, and no change of a weight can go unnoticed. (A folded filter, kept and recognised by a hash of its
+origins at each call, took ResNet-50's forward pass 19 of 100 ms.) With gradients, and inside transforms, the filter is
+folded by ordinary operators.
 """
-
-import weakref
 
 import torch
 
+from . import functional as FF
 from ._activations import apply, label
+from ._arguments import may_differentiate
+from ._support import use_torch
 from .nn import Conv2d
-
-# Below this many bytes of filter, folding takes about as long as recognising.
-_WORTH_KEEPING = 16 << 10
-
-_kept = weakref.WeakKeyDictionary()  # convolution -> (fingerprint, folded weight, folded bias)
 
 
 def folds(batch_norm):
@@ -48,39 +42,6 @@ def folded(weight, bias, batch_norm):
     return (weight * scale[:, None, None, None]).to(weight.dtype), offset.to(weight.dtype)
 
 
-def _may_keep(weight, *others):
-    """Is this a plain call on the CPU, outside any transform, in which nothing is differentiated?"""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or weight.device.type != "cpu":
-        return False
-    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
-        return False
-    if weight.nbytes < _WORTH_KEEPING or type(weight) not in (torch.Tensor, torch.nn.Parameter):
-        return False
-    return not (torch.is_grad_enabled() and any(t.requires_grad for t in (weight, *others)))
-
-
-def _kept_or_folded(conv, weight, bias, batch_norm):
-    """`folded`, but the previous result if nothing that went into it has changed."""
-    inputs = [weight, bias, batch_norm.running_mean, batch_norm.running_var, batch_norm.weight, batch_norm.bias]
-    inputs = [t for t in inputs if t is not None]
-    if not _may_keep(*inputs):
-        return folded(weight, bias, batch_norm)
-    signs = [(t.dtype, t.shape, t.stride()) for t in inputs]
-    fingerprint = (torch.ops.fastconv.content_hash.default(inputs), signs, batch_norm.eps)
-    found = _kept.get(conv)
-    if found is None or found[0] != fingerprint:
-        with torch.inference_mode(False), torch.no_grad():  # an inference tensor could not serve later autograd calls
-            result = folded(weight, bias, batch_norm)
-        torch.ops.fastconv.freeze_weight(result[0], True)  # nobody else holds it: the filter cache need not hash it
-        found = _kept[conv] = (fingerprint, *result)
-    return found[1:]
-
-
-def forget(conv):
-    """Drop the folded filter that is kept for this module, if any."""
-    _kept.pop(conv, None)
-
-
 class ConvBatchNorm2d(Conv2d):
     """The convolution of a conv -> BatchNorm2d pair. `_fastconv_norm` is a 1-tuple, so that the BatchNorm is not
     registered a second time: names and state_dict stay as they were.
@@ -90,13 +51,25 @@ class ConvBatchNorm2d(Conv2d):
         return self._conv_forward(input, self.weight, self.bias, residual)
 
     def _conv_forward(self, input, weight, bias, residual=None):
-        batch_norm = self._fastconv_norm[0]
-        if not folds(batch_norm):
-            if not torch.compiler.is_compiling():
-                forget(self)  # in training its memory is better used
+        norm = self._fastconv_norm[0]
+        if not folds(norm):
             return self._convolve(input, weight, bias, None)
-        weight, bias = _kept_or_folded(self, weight, bias, batch_norm)
-        return self._convolve(input, weight, bias, batch_norm._fastconv_activation, residual)
+        if self._takes_norm(input, weight, bias, residual, norm):
+            return FF.conv2d_batch_norm(
+                input, weight, bias, residual, norm, self.stride, self.padding, self.dilation, self.groups,
+                norm._fastconv_activation, self.algorithm,
+            )  # fmt: skip
+        return self._convolve(input, *folded(weight, bias, norm), norm._fastconv_activation, residual)
+
+    def _takes_norm(self, input, weight, bias, residual, norm):
+        """Can one call of the kernels do all, with nobody wanting a derivative?"""
+        if not isinstance(input, torch.Tensor) or input.dim() != 4:
+            return False
+        if may_differentiate(input, weight, bias, residual, norm.weight, norm.bias) or self.padding_mode != "zeros":
+            return False
+        if residual is not None and not self._fits(input, residual):
+            return False
+        return not use_torch("conv", self._fastconv_fallback, input)
 
     def extra_repr(self):
         word = self._fastconv_norm[0]._fastconv_activation

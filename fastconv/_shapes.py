@@ -99,6 +99,15 @@ def conv2d(input, weight, bias, residual, stride, padding, dilation, groups, act
     return _empty_like(sizes, input, weight)
 
 
+def conv2d_batch_norm(
+    input, weight, bias, residual, running_mean, running_var, gamma, beta, eps, *rest
+):
+    for vector, name in ((running_mean, "running_mean"), (running_var, "running_var"), (gamma, "weight"), (beta, "bias")):
+        if vector is not None:
+            _check_sizes(vector, weight.shape[:1], name)
+    return conv2d(input, weight, bias, residual, *rest)
+
+
 def conv2d_grad_input(
     grad_output, weight, output, input_size, stride, padding, dilation, groups, activation, algorithm, accuracy
 ):
@@ -333,6 +342,7 @@ FAKES = {
     f.__name__: f
     for f in (
         conv2d,
+        conv2d_batch_norm,
         conv2d_grad_input,
         conv2d_grad_weight,
         conv_transpose2d,
@@ -384,6 +394,7 @@ def conv_transpose2d_flops(input, weight, *args, out_shape=None, **kwargs):
 
 FLOPS = {
     "conv2d": conv2d_flops,
+    "conv2d_batch_norm": conv2d_flops,
     "conv2d_grad_input": conv2d_grad_input_flops,
     "conv2d_grad_weight": conv2d_grad_weight_flops,
     "conv_transpose2d": conv_transpose2d_flops,

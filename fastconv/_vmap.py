@@ -51,6 +51,23 @@ def conv2d(operator, info, in_dims, x, w, b, res, stride, padding, dilation, gro
     return y.unflatten(1, (size, -1)), 1
 
 
+def conv2d_batch_norm(operator, info, in_dims, x, w, b, res, mean, var, gamma, beta, eps, *conf):
+    """The BatchNorm's vectors are one more property of the filters."""
+    size, statistics = info.batch_size, (mean, var, gamma, beta)
+
+    def normalised(x, w, b, res, stride, padding, dilation, groups, *rest):
+        vectors = statistics
+        if w is not weight:  # as many filters as there are batches of them
+            vectors = [_join(v, d, size, 0) for v, d in zip(statistics, in_dims[4:8], strict=True)]
+        return operator(x, w, b, res, *vectors, eps, stride, padding, dilation, groups, *rest)
+
+    dw = in_dims[1]
+    if dw is None and any(d is not None for d in (in_dims[2], *in_dims[4:8])):
+        w, dw = _front(w, None, size), 0
+    weight = w
+    return conv2d(normalised, info, (in_dims[0], dw, *in_dims[2:4]), x, w, b, res, *conf)
+
+
 def conv2d_grad_input(operator, info, in_dims, gy, w, y, input_size, stride, padding, dilation, groups, *rest):
     size = info.batch_size
     dgy, dw, dy = in_dims[:3]
@@ -124,6 +141,7 @@ def _fold(tensors, size_at=None):
 
 RULES = {
     "conv2d": conv2d,
+    "conv2d_batch_norm": conv2d_batch_norm,
     "conv2d_grad_input": conv2d_grad_input,
     "conv2d_grad_weight": conv2d_grad_weight,
     "conv_transpose2d": conv_transpose2d,

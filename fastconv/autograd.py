@@ -259,4 +259,18 @@ conv_transpose2d = Differentiable(
     "conv_transpose2d", 3, _setup_conv_transpose2d, _backward_conv_transpose2d, _jvp_conv_transpose2d
 )
 
+
+class _ForInference:
+    """In place of a derivative that nobody needs: modules use the operator only where none is wanted."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError("fastconv: conv2d_batch_norm is for inference and has no derivative; use conv2d")
+
+
 FORMULAS = {d.name: d for d in (conv2d, grad_input, grad_weight, conv_transpose2d)} | POOLS
+FORMULAS["conv2d_batch_norm"] = _ForInference

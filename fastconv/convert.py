@@ -8,7 +8,6 @@ import torch
 
 from ._classes import exchange, origin, restore
 from ._eligible import REPLACEMENTS, Selection, replacement, unsupported, why_not_replaced
-from ._fold import forget
 from ._fuse import Fusion
 from ._support import FALLBACKS
 
@@ -130,7 +129,6 @@ def unconvert(model, inplace=False):
     kept = []
     for name, module in model.named_modules():
         restore(module)
-        forget(module)
         for theirs, (ours, _) in REPLACEMENTS.items():
             if type(module) is ours:
                 module.__class__ = theirs

@@ -162,7 +162,7 @@ class _Recorder(TorchDispatchMode):
         if describe is None:
             return func(*args, **(kwargs or {}))
         algorithm = "auto"
-        at = {ops.conv2d: 9, ops.conv_transpose2d: 8}.get(func)
+        at = {ops.conv2d: 9, ops.conv2d_batch_norm: 14, ops.conv_transpose2d: 8}.get(func)
         if at:  # run by whatever can: a refusal is for the table
             algorithm, args = args[at], (*args[:at], "auto", *args[at + 1 :])
         output = func(*args, **(kwargs or {}))
@@ -185,6 +185,10 @@ def _describe_conv2d(y, x, w, bias, residual, stride, padding, dilation, groups,
         fields.update(residual=1, aux_strides=residual.stride())
     name, parameter = activations.parse(activation)
     return dict(fields, activation=name, activation_parameter=parameter or 0.0)
+
+
+def _describe_conv2d_batch_norm(y, x, w, bias, residual, mean, var, gamma, beta, eps, *rest):
+    return dict(_describe_conv2d(y, x, w, mean, residual, *rest), scale=1)  # there is always a shift
 
 
 def _describe_conv_transpose2d(
@@ -256,6 +260,7 @@ def _describe_avg_pool2d(y, x, kernel_size, stride, padding, ceil_mode, count_in
 
 _DESCRIBE = {
     "fastconv::conv2d": _describe_conv2d,
+    "fastconv::conv2d_batch_norm": _describe_conv2d_batch_norm,
     "fastconv::conv_transpose2d": _describe_conv_transpose2d,
     "fastconv::max_pool2d": _describe_max_pool2d,
     "fastconv::max_pool2d_values": _describe_max_pool2d_values,

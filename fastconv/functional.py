@@ -89,6 +89,39 @@ def conv2d(
         raise as_torch(error, conv2d, F.conv2d, required, given) from None
 
 
+def conv2d_batch_norm(
+    input, weight, bias, residual, norm, stride, padding, dilation, groups, activation, algorithm
+):
+    """act(norm(conv(input, weight, bias)) + residual) for a BatchNorm2d `norm` in eval mode, where nobody wants a
+    derivative: the convolution scales and shifts its sums. For converted modules. input (N, C, H, W); arguments and
+    errors as in `conv2d`.
+    """
+    statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps
+    try:
+        if not torch.compiler.is_compiling():
+            output = ops.functional_conv2d_batch_norm(
+                input, weight, bias, residual, *statistics, stride, padding, dilation, groups, activation,
+                selection.resolve(algorithm), accuracy.current,
+            )  # fmt: skip
+            if output is not None:
+                return output
+        activation = activations.operator_word(activation)
+        algorithm = selection.resolve(selection.check_algorithm(algorithm))
+        stride = pair(stride, "stride")
+        dilation = pair(dilation, "dilation")
+        padding = sides(padding, weight, stride, dilation)
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            input, weight, bias, residual = autocast(input, weight, bias, residual)
+        return ops.conv2d_batch_norm(
+            input, weight, bias, residual, *statistics, stride, padding, dilation, groups, activation, algorithm,
+            accuracy.current,
+        )  # fmt: skip
+    except ARGUMENT_ERRORS as error:
+        given = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+        required = (input, weight) if bias is None else (input, weight, bias)
+        raise as_torch(error, conv2d, F.conv2d, required, given) from None
+
+
 def conv2d_relu(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, algorithm="auto"):
     """relu(conv2d(...)) in one pass: the arguments, shapes and errors of `conv2d`. NaN stays NaN, as in torch.relu."""
     return conv2d(input, weight, bias, stride, padding, dilation, groups, activation="relu", algorithm=algorithm)

@@ -179,6 +179,11 @@ def check_conv(text, row, *, threads=1, prepacked=False, seed=0, exact=False, ru
     bias_size = p["c"] if p["pass"] == "grad_input" else p["k"]
     bias = operand((bias_size,), (1,), not weight_gradient) if p["bias"] else None
     operands = {"x": x, "weight": weight, "y": y}
+    scale = None
+    if p["scale"]:  # of the type that sums have
+        scale_type = torch.float64 if dtype == torch.float64 else torch.float32
+        values = random_values((p["k"],), scale_type, g, exact)
+        scale = operands["scale"] = Operand((p["k"],), (1,), scale_type, values)
     if aux:
         operands["aux"] = aux
     if bias:
@@ -193,7 +198,12 @@ def check_conv(text, row, *, threads=1, prepacked=False, seed=0, exact=False, ru
 
     if forward:
         def sums(to):
-            out = convolution(wide(x, to), wide(weight, to), wide(bias, to) if bias else None, p)
+            inside = wide(bias, to) if bias and not scale else None
+            out = convolution(wide(x, to), wide(weight, to), inside, p)
+            if scale:
+                out = out * wide(scale, to)[:, None, None]
+            if scale and bias:
+                out = out + wide(bias, to)[:, None, None]
             return out + wide(aux, to) if p["residual"] else out
 
         terms = w_sizes[1] * w_sizes[2] * w_sizes[3]

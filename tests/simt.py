@@ -44,9 +44,9 @@ def planted(name, blocks=9, seed=0, eager=False):
 
 def run_row(text, row, addresses, threads=1, prepacked=False, seed=0, eager=False):
     """_C.run_row for a CUDA row, checked. Raises AssertionError with the checker's finding, Refused if the row does."""
-    of_conv, of_pool = ("x", "weight", "y", "bias", "aux", "grad_bias"), ("x", "y", "offsets", "input", "output")
+    of_conv, of_pool = ("x", "weight", "y", "bias", "scale", "aux", "grad_bias"), ("x", "y", "offsets", "input", "output")
     names = of_conv if text.startswith("conv ") else of_pool
-    pointers = (ctypes.c_void_p * 6)(*[addresses.get(name) for name in names])
+    pointers = (ctypes.c_void_p * 7)(*[addresses.get(name) for name in names])
     message = ctypes.create_string_buffer(4096)
     result = library().fastconv_run(text.encode(), row.encode(), pointers, seed, eager, message, len(message))
     if result == 2:

@@ -74,7 +74,7 @@ def test_layouts_threads_and_prepacked_filters(name, pass_, isa):
         assert pass_ not in row_named(name)["passes"]
         return
     flags = {
-        "fwd": ["", " bias", " bias relu", " relu res", " bias gelu", " bias elu:0.5 res"],
+        "fwd": ["", " bias", " scale bias relu", " relu res", " bias gelu", " scale bias elu:0.5 res", " scale relu res"],
         "grad_input": ["", " relu", " bias", " bias tanh", " leaky_relu:0.2"],
         "grad_weight": ["", " relu", " bias", " sigmoid"],
     }[pass_]
@@ -255,6 +255,7 @@ def problems(draw):
         p["activation_parameter"] = float(parameter)
     p["bias"] = draw(st.booleans())
     p["residual"] = p["pass"] == "forward" and draw(st.booleans())
+    p["scale"] = p["pass"] == "forward" and p["dtype"] != "i32" and draw(st.booleans())
     sizes = {"x_strides": (p["n"], p["c"], p["h"], p["w"])}
     sizes["weight_strides"] = (p["k"], p["c"] // groups, p["r"], p["s"])
     facts = _C.problem_facts(_C.problem_text(dict(p, kind="conv")))

@@ -1,7 +1,5 @@
 """BatchNorm folded by convert: it trains as before, and every change of a weight between two eval calls is seen."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,32 +88,79 @@ def test_changes_between_eval_calls_are_seen(change, grad, width):
         torch.testing.assert_close(model(x), original(x))
 
 
-def test_a_filter_is_folded_once_while_nothing_changes(monkeypatch):
+def test_no_filter_is_made_where_nobody_wants_a_derivative(monkeypatch):
     from fastconv import _fold
 
     count = []
     fold = _fold.folded
     monkeypatch.setattr(_fold, "folded", lambda *args: count.append(1) or fold(*args))
-    original = randomized(nn.Sequential(nn.Conv2d(3, 64, 5), nn.BatchNorm2d(64))).eval()
+    original = randomized(nn.Sequential(nn.Conv2d(3, 64, 5), nn.BatchNorm2d(64), nn.ReLU())).eval()
     model, x = convert(original), image()
     with torch.inference_mode():
-        assert torch.equal(model(x), model(x))
-    assert len(count) == 1
-    with torch.no_grad():
-        twin = copy.deepcopy(model)
-        twin[1].weight.mul_(2)
         torch.testing.assert_close(model(x), original(x))
-        assert len(count) == 1
-        torch.testing.assert_close(twin(x), original(x) * 2 - original[1].bias[:, None, None])
-    model.requires_grad_(False)
-    x.requires_grad_()
-    model(x).sum().backward()  # the kept filter was made in inference mode, and is saved for backward here
-    y = x.detach().clone().requires_grad_()
-    original(y).sum().backward()
-    torch.testing.assert_close(x.grad, y.grad)
+    assert not count
+    for parameters_want, input_wants in ((True, False), (False, True)):
+        for m in (model, original):
+            m.requires_grad_(parameters_want)
+        ours, theirs = (x.clone().requires_grad_(input_wants) for _ in range(2))
+        model(ours).sum().backward()
+        original(theirs).sum().backward()
+        if input_wants:
+            torch.testing.assert_close(ours.grad, theirs.grad)
     assert len(count) == 2
-    model.train()(x)
-    assert model[0] not in _fold._kept
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_operator_is_convolution_and_batch_norm(dtype, bias, affine):
+    def values(*sizes, seed):
+        return torch.randn(*sizes, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+    for groups in (1, 8):  # a depthwise convolution too
+        x, weight = values(2, 8, 9, 7, seed=1), values(16, 8 // groups, 3, 3, seed=2)
+        b = values(16, seed=3) if bias else None
+        mean, var = values(16, seed=4), values(16, seed=5).abs() + 0.5
+        gamma, beta = (values(16, seed=6), values(16, seed=7)) if affine else (None, None)
+        residual = values(2, 16, 9, 7, seed=8)
+        y = torch.ops.fastconv.conv2d_batch_norm(
+            x, weight, b, residual, mean, var, gamma, beta, 1e-3, [1, 1], [1] * 4, [1, 1], groups, "relu", "auto", "torch"
+        )
+        wide = [None if t is None else t.double() for t in (x, weight, b, mean, var, gamma, beta, residual)]
+        x, weight, b, mean, var, gamma, beta, residual = wide
+        expected = F.conv2d(x, weight, b, padding=1, groups=groups)
+        expected = F.relu(F.batch_norm(expected, mean, var, gamma, beta, eps=1e-3) + residual)
+        eps = torch.finfo(dtype).eps
+        assert (y.double() - expected).abs().max() <= 8 * eps * expected.abs().max()
+
+
+def test_a_batch_of_batch_norms_is_one_call():
+    x, weight = torch.randn(3, 2, 4, 6, 5), torch.randn(8, 4, 3, 3)
+    residual, statistics = torch.randn(3, 2, 8, 4, 3), torch.rand(4, 3, 8) + 0.5
+
+    def call(x, residual, mean, var, gamma, beta, weight=weight):
+        return torch.ops.fastconv.conv2d_batch_norm(
+            x, weight, None, residual, mean, var, gamma, beta, 1e-5, [1, 1], [0] * 4, [1, 1], 1, "none", "auto", "torch"
+        )
+
+    apart = torch.stack([call(x[i], residual[i], *statistics[:, i]) for i in range(3)])
+    torch.testing.assert_close(torch.vmap(call)(x, residual, *statistics), apart)
+    shared = statistics[:, 0]
+    apart = torch.stack([call(x[i], residual[i], *shared) for i in range(3)])
+    torch.testing.assert_close(torch.vmap(lambda x, r: call(x, r, *shared))(x, residual), apart)
+    weights = torch.stack([weight, weight + 1, weight * 2])
+    apart = torch.stack([call(x[0], residual[0], *shared, weight=w) for w in weights])
+    torch.testing.assert_close(torch.vmap(lambda w: call(x[0], residual[0], *shared, weight=w))(weights), apart)
+
+
+def test_the_operator_has_no_derivative_and_says_so():
+    x, weight = torch.randn(1, 2, 4, 4, requires_grad=True), torch.randn(3, 2, 3, 3)
+    y = torch.ops.fastconv.conv2d_batch_norm(
+        x, weight, None, None, torch.zeros(3), torch.ones(3), None, None, 1e-5, [1, 1], [0] * 4, [1, 1], 1, "none",
+        "auto", "torch",
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="for inference"):
+        y.sum().backward()
 
 
 def test_folded_eval_mode_is_differentiable_twice():

@@ -32,8 +32,9 @@ class Convolutions(TorchDispatchMode):
         self.seen = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.name() == "fastconv::conv2d":
-            self.seen.append((args[8], args[3] is not None))
+        activation = {"fastconv::conv2d": 8, "fastconv::conv2d_batch_norm": 13}.get(func.name())
+        if activation:
+            self.seen.append((args[activation], args[3] is not None))
         return func(*args, **(kwargs or {}))
 
 

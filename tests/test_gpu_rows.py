@@ -84,7 +84,7 @@ def test_small_problems_with_every_access_checked(name, dtype):
 def test_both_layouts_and_every_epilogue_checked(name):
     ran = 0
     for i, shape in enumerate(SHAPES):
-        for pass_, flags in (("fwd", ("", " bias", " relu res")), ("grad_input", ("",)), ("grad_weight", ("", " bias"))):
+        for pass_, flags in (("fwd", ("", " bias", " scale relu res")), ("grad_input", ("",)), ("grad_weight", ("", " bias"))):
             if not does(row_named(name), pass_, "f32"):
                 continue
             for j, flag in enumerate(flags):

@@ -16,7 +16,7 @@ ACTIVATIONS = [*FROM_OUTPUT, "silu", "gelu", "hardswish"]
 EXAMPLE = "conv n32c64h56w56 k128r3s3 st1 pd1 dl1 g1 bf16 nhwc fwd bias relu"
 LONG_EXAMPLE = (
     "conv n2c8h9w11 k4r3s2 st2x1 pd1,0,2,1 dl1x2 g4 f32 x:nchw w:nhwc y:900,70,9,2 a:nchw fwd "
-    "bias leaky_relu:0.2 res tf32 acc:fast det al:2,6,5"
+    "scale bias leaky_relu:0.2 res tf32 acc:fast det al:2,6,5"
 )
 POOL_EXAMPLE = "maxpool n1c64h224w224 r2s2 st2 pd0 dl1 f32 nchw fwd off8"
 LONG_POOL_EXAMPLE = "avgpool n2c3h9w11 r3s2 st2x1 pd1 dl1 f16 x:nhwc y:999,1,33,3 grad_input ceil nopad div-7"
@@ -62,6 +62,7 @@ def convolutions(draw):
     p["activation_parameter"] = draw(st.floats(0, allow_infinity=False)) if has_parameter else 0.0
     p["bias"] = draw(st.booleans())
     p["residual"] = p["pass"] == "forward" and draw(st.booleans())
+    p["scale"] = p["pass"] == "forward" and p["dtype"][0] in "fb" and draw(st.booleans())
     p["deterministic"] = draw(st.booleans())
     for align in ("x_align", "weight_align", "y_align"):
         p[align] = draw(st.integers(0, 6))
@@ -169,7 +170,7 @@ def test_every_field_shows_in_the_text():
         "x_strides": (1, 2, 3, 4), "weight_strides": (1, 2, 3, 4), "y_strides": (1, 2, 3, 4),
         "aux_strides": (1, 2, 3, 4), "math": "ieee", "accuracy": "torch", "activation": "sigmoid",
         "activation_parameter": 0.25,
-        "bias": False, "deterministic": False, "x_align": 6, "weight_align": 5, "y_align": 6,
+        "scale": False, "bias": False, "deterministic": False, "x_align": 6, "weight_align": 5, "y_align": 6,
     }  # fmt: skip
     texts = {_C.problem_text(problem)}
     for key, value in changed.items():
@@ -185,7 +186,7 @@ def test_fields_of_an_example():
     # h: (9 + 1 + 2 - 3) / 2 + 1 = 5; w: 11 + 0 + 1 - 2 * 1 - 1 + 1 = 10
     expected = dict(
         kind="conv", n=2, c=8, h=9, w=11, k=4, r=3, s=2, stride_h=2, stride_w=1, pad_top=1, pad_left=0, pad_bottom=2,
-        pad_right=1, dilation_h=1, dilation_w=2, groups=4, dtype="f32", bias=True, activation="leaky_relu", activation_parameter=0.2, residual=True,
+        pad_right=1, dilation_h=1, dilation_w=2, groups=4, dtype="f32", scale=True, bias=True, activation="leaky_relu", activation_parameter=0.2, residual=True,
         math="tf32", accuracy="fast", deterministic=True, x_align=2, weight_align=6, y_align=5,
         x_strides=(8 * 9 * 11, 9 * 11, 11, 1), weight_strides=(2 * 3 * 2, 1, 2 * 2, 2), y_strides=(900, 70, 9, 2),
         aux_strides=(4 * 5 * 10, 5 * 10, 10, 1),
@@ -399,6 +400,7 @@ def test_facts_of_a_convolution(problem):
     size = {"f64": 8, "i64": 8, "f32": 4, "i32": 4, "f16": 2, "bf16": 2, "i16": 2, "u8": 1, "i8": 1}[problem["dtype"]]
     has_aux = problem["residual"] or (problem["pass"] != "forward" and problem["activation"] != "none")
     moved = math.prod(x) + math.prod(weight) + math.prod(y) * (1 + has_aux)
+    moved += problem["scale"] * problem["k"]
     moved += problem["bias"] * problem["c" if problem["pass"] == "grad_input" else "k"]
     assert facts["minimum_bytes"] == size * moved
     for operand, sizes in (("x", x), ("weight", weight), ("y", y)):
@@ -446,6 +448,8 @@ def test_dicts_take_defaults_and_layouts():
         ({"pass": "backward"}, "'pass': expected one of forward"),
         ({"x_strides": (1, 2)}, "'x_strides': expected four"),
         ({"bias": 2}, "'bias': expected True or False"),
+        ({"scale": True, "pass": "grad_input"}, "a scale belongs to the forward pass"),
+        ({"scale": True, "dtype": "i32"}, "none for integers"),
         ({"x_align": 7}, "alignment"),
         ({"layout": "nwhc"}, "'layout': expected nchw or nhwc"),
         ({"kind": "min"}, "'kind': expected one of conv"),

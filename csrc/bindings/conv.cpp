@@ -118,14 +118,21 @@ Tensor contiguous_bias(const Tensor& bias, int64_t size, const Tensor& weight, c
 
 }  // namespace
 
-Tensor conv2d(const Backend& backend, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-              const OptionalTensor& residual, const ConvArguments& a) {
+namespace {
+
+// scale: of the type that sums have, or undefined.
+Tensor convolve(const Backend& backend, const Tensor& input, const Tensor& weight, const Tensor& scale,
+                const OptionalTensor& bias, const OptionalTensor& residual, const ConvArguments& a) {
   ConvProblem p = geometry(input.sizes(), weight.sizes(), a);
   p.dtype = dtype_of(input, "conv2d");
   check_same_kind(weight, "weight", input, "input");
   const Sizes4 sizes = output_sizes(p);
   ConvOperands o;
   Tensor own_bias;
+  if (scale.defined()) {
+    o.scale = scale.const_data_ptr();
+    p.scale = 1;
+  }
   if (bias) {
     own_bias = contiguous_bias(*bias, p.k, weight, input);
     o.bias = own_bias.const_data_ptr();
@@ -149,6 +156,39 @@ Tensor conv2d(const Backend& backend, const Tensor& input, const Tensor& weight,
   o.y = out.mutable_data_ptr();
   backend.run_conv(p, o, weight, a.algorithm);
   return out;
+}
+
+// One of a BatchNorm's vectors in the type that sums have.
+Tensor statistic(const Tensor& vector, const char* name, int64_t filters, const Tensor& input, at::ScalarType type) {
+  TORCH_CHECK(vector.dim() == 1 && vector.size(0) == filters, name, " should contain ", filters, " elements not ",
+              vector.numel());
+  TORCH_CHECK(vector.device() == input.device() && vector.is_floating_point() && vector.layout() == at::kStrided, "fastconv: expected ", name,
+              " to be dense, of a floating point type and on ", input.device(), ", but it is ", vector.layout(), ", ",
+              vector.scalar_type(), ", on ", vector.device());
+  return vector.to(type).contiguous();
+}
+
+}  // namespace
+
+Tensor conv2d(const Backend& backend, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+              const OptionalTensor& residual, const ConvArguments& a) {
+  return convolve(backend, input, weight, {}, bias, residual, a);
+}
+
+Tensor conv2d_batch_norm(const Backend& backend, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                         const OptionalTensor& residual, const Normalisation& norm, const ConvArguments& a) {
+  TORCH_CHECK(input.is_floating_point(), "fastconv: expected an input of a floating point type, but got ",
+              input.scalar_type());
+  TORCH_CHECK(weight.dim() == 4, "expected a weight of 4 dimensions, but got weight of size ", weight.sizes());
+  const auto type = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto of = [&](const Tensor& t, const char* name) { return statistic(t, name, weight.size(0), input, type); };
+  Tensor scale = of(norm.variance, "running_var").add(norm.epsilon).rsqrt_();
+  if (norm.gamma) scale.mul_(of(*norm.gamma, "weight"));
+  Tensor shift = of(norm.mean, "running_mean").neg();
+  if (bias) shift.add_(contiguous_bias(*bias, weight.size(0), weight, input));
+  shift.mul_(scale);
+  if (norm.beta) shift.add_(of(*norm.beta, "bias"));
+  return convolve(backend, input, weight, scale, shift.to(input.scalar_type()), residual, a);
 }
 
 Tensor conv2d_grad_input(const Backend& backend, const Tensor& grad_output, const Tensor& weight,

@@ -19,6 +19,18 @@ struct Operators {
                             {stride, padding, dilation, groups, activation, algorithm, accuracy});
   }
 
+  static Tensor conv2d_batch_norm(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                                  const OptionalTensor& residual, const Tensor& running_mean,
+                                  const Tensor& running_var, const OptionalTensor& gamma, const OptionalTensor& beta,
+                                  double eps, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                                  int64_t groups, std::string_view activation, std::string_view algorithm,
+                                  std::string_view accuracy) {
+    const Guard guard(input);
+    return bindings::conv2d_batch_norm(backend, input, weight, bias, residual,
+                                       {running_mean, running_var, gamma, beta, eps},
+                                       {stride, padding, dilation, groups, activation, algorithm, accuracy});
+  }
+
   static Tensor conv2d_grad_input(const Tensor& grad_output, const Tensor& weight, const OptionalTensor& output,
                                   IntArrayRef input_size, IntArrayRef stride, IntArrayRef padding,
                                   IntArrayRef dilation, int64_t groups, std::string_view activation,
@@ -155,6 +167,7 @@ struct Operators {
 
   static void implement(torch::Library& m) {
     m.impl("conv2d", &conv2d);
+    m.impl("conv2d_batch_norm", &conv2d_batch_norm);
     m.impl("conv2d_grad_input", &conv2d_grad_input);
     m.impl("conv2d_grad_weight", &conv2d_grad_weight);
     m.impl("conv_transpose2d", &conv_transpose2d);

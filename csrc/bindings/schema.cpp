@@ -13,6 +13,12 @@ TORCH_LIBRARY(fastconv, m) {
       "conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, SymInt[] stride, SymInt[] padding, "
       "SymInt[] dilation, SymInt groups, str activation, str algorithm, str accuracy) -> Tensor",
       tags);
+  // act(BatchNorm2d in eval mode (conv2d) + residual), for inference: gamma and beta are the BatchNorm's weight and bias.
+  m.def(
+      "conv2d_batch_norm(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor running_mean, "
+      "Tensor running_var, Tensor? gamma, Tensor? beta, float eps, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation, SymInt groups, str activation, str algorithm, str accuracy) -> Tensor",
+      tags);
   // `output` is the forward's, given if and only if there is an activation: grad_output is masked by it on the fly.
   m.def(
       "conv2d_grad_input(Tensor grad_output, Tensor weight, Tensor? output, SymInt[] input_size, SymInt[] stride, "

@@ -47,6 +47,15 @@ struct ConvArguments {
 
 Tensor conv2d(const Backend&, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
               const OptionalTensor& residual, const ConvArguments&);
+
+// A BatchNorm in eval mode: y -> (y - mean) * gamma / sqrt(variance + epsilon) + beta, for each filter.
+struct Normalisation {
+  const Tensor &mean, &variance;
+  const OptionalTensor &gamma, &beta;
+  double epsilon;
+};
+Tensor conv2d_batch_norm(const Backend&, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                         const OptionalTensor& residual, const Normalisation&, const ConvArguments&);
 Tensor conv2d_grad_input(const Backend&, const Tensor& grad_output, const Tensor& weight, const OptionalTensor& output,
                          IntArrayRef input_size, const ConvArguments&);
 std::tuple<Tensor, Tensor> conv2d_grad_weight(const Backend&, const Tensor& input, const Tensor& grad_output,

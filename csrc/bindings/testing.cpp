@@ -117,8 +117,9 @@ void run_row(const std::string& text, const std::string& row, const py::dict& ad
              const std::string& on) {
   const Device device = on == "cuda" ? Device::cuda : on == "simulated" ? Device::simulated : Device::cpu;
   if (text.rfind("conv ", 0) == 0) {
-    ConvOperands o{pointer(addresses, "x"),    pointer(addresses, "weight"), pointer(addresses, "y"),
-                   pointer(addresses, "bias"), pointer(addresses, "aux"),    pointer(addresses, "grad_bias")};
+    ConvOperands o{pointer(addresses, "x"),     pointer(addresses, "weight"), pointer(addresses, "y"),
+                   pointer(addresses, "bias"),  pointer(addresses, "scale"),  pointer(addresses, "aux"),
+                   pointer(addresses, "grad_bias")};
     const ConvProblem problem = parse_conv(text);
     const ConvRow& chosen = find_row(conv_rows(), row, device);
     py::gil_scoped_release release;
@@ -187,7 +188,7 @@ void add_testing(py::module_& m) {
   m.def("run_row", &run_row, py::arg("text"), py::arg("row"), py::arg("addresses"), py::arg("threads") = 1,
         py::arg("prepacked") = false, py::arg("device") = "cpu",
         "Runs one row of the device (cpu, simulated, or cuda: by copies) on raw host memory: addresses holds x, weight,\n"
-        "y, bias, aux, grad_bias or x, y, offsets, input, output, laid out as the problem's text says; nothing about\n"
+        "y, bias, scale, aux, grad_bias or x, y, offsets, input, output, laid out as the problem's text says; nothing about\n"
         "them is checked. For tests. Raises RuntimeError if the row refuses,\n"
         "fails, or writes beyond its workspace, which is poisoned and guarded.");
 }

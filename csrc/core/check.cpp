@@ -90,6 +90,8 @@ std::string problem_with(const ConvProblem& p) {
     return "groups " + std::to_string(p.groups) + " must divide c " + std::to_string(p.c) + " and k " +
            std::to_string(p.k);
   if (p.residual && p.pass != Pass::forward) return "a residual belongs to the forward pass only";
+  if (p.scale && p.pass != Pass::forward) return "a scale belongs to the forward pass only";
+  if (p.scale && is_integer(p.dtype)) return "a scale is a real number: none for integers";
   const double parameter = p.activation_parameter.value();
   if (has_parameter(p.activation) && !(parameter >= 0 && std::isfinite(parameter)))
     return std::string("the parameter of ") + name(p.activation) + " must be finite and at least 0";

@@ -20,6 +20,8 @@ void visit_operands(const ConvProblem& p, ConvOperands& o, F&& f) {
   if (o.weight) f("weight", o.weight, span_bytes(p.weight_sizes(), p.weight_strides, e), e, p.pass != Pass::grad_weight);
   if (o.y) f("y", o.y, y, e, p.pass != Pass::forward);
   if (o.bias) f("bias", o.bias, p.bias_size() * e, e, true);
+  const int64_t real = p.dtype == DType::f64 ? 8 : 4;
+  if (o.scale) f("scale", o.scale, p.k * real, real, true);
   if (o.aux) f("aux", o.aux, span_bytes(p.y_sizes(), p.aux_strides, e), e, true);
   if (o.grad_bias) f("grad_bias", o.grad_bias, p.k * e, e, false);
 }

@@ -137,7 +137,7 @@ Layout layout_of(Sizes4 sizes, Strides4 strides) {
 int64_t ConvProblem::minimum_bytes() const {
   // The three passes move the same operands, only in different directions.
   const int64_t y = product(y_sizes());
-  const int64_t elements = product(x_sizes()) + product(weight_sizes()) + y + (bias ? bias_size() : 0) + (has_aux() ? y : 0);
+  const int64_t elements = product(x_sizes()) + product(weight_sizes()) + y + (bias ? bias_size() : 0) + (scale ? k : 0) + (has_aux() ? y : 0);
   return elements * size_of(dtype);
 }
 

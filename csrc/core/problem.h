@@ -84,10 +84,12 @@ struct ConvProblem {
   // grad_bias
   uint8_t bias = 0;
   uint8_t residual = 0;  // forward only: adds aux before the activation
+  // forward only: multiplies each filter's sums by a number before bias, residual and activation (a folded BatchNorm)
+  uint8_t scale = 0;
   uint8_t deterministic = 0;
   // log2 of the alignment in bytes of each operand's address, at most kFullAlignment
   uint8_t x_align = kFullAlignment, weight_align = kFullAlignment, y_align = kFullAlignment;
-  uint8_t unused[5] = {};
+  uint8_t unused[4] = {};
 
   // Always inlined: kernels are compiled once per ISA, and no copy made with AVX may be linked for the rest.
   [[gnu::always_inline]]

@@ -44,13 +44,14 @@ struct PoolRow;
 using ConvPlan = PlanOf<ConvProblem, ConvRow>;
 using PoolPlan = PlanOf<PoolProblem, PoolRow>;
 
-// Pointers of one call. Forward reads x, weight, bias, aux (residual) and writes y. grad_input reads y (grad_output),
+// Pointers of one call. Forward reads x, weight, scale, bias, aux (residual) and writes y. grad_input reads y (grad_output),
 // weight, aux (the forward's output) and writes x. grad_weight reads x, y, aux and writes weight and grad_bias.
 struct ConvOperands {
   void* x = nullptr;
   void* weight = nullptr;
   void* y = nullptr;
   const void* bias = nullptr;
+  const void* scale = nullptr;  // of the type that sums have: f64 for f64, else f32
   const void* aux = nullptr;
   void* grad_bias = nullptr;
 };

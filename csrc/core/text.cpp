@@ -11,8 +11,8 @@
 //              x:nchw w:nhwc y:802816,1,14336,256 (strides in elements). a:... follows if the auxiliary operand
 //              (residual, or the forward's output in a gradient pass) is used and its strides are not those of y
 //   pass       fwd grad_input grad_weight
-//   flags      in this order: bias, an activation (relu, sigmoid, ...; leaky_relu:<slope>, elu:<alpha>), res, tf32 or
-//              3xtf32, acc:fast or acc:fastest, det, al:<x>,<w>,<y> (log2 of the operands' alignment in bytes; absent:
+//   flags      in this order: scale, bias, an activation (relu, sigmoid, ...; leaky_relu:<slope>, elu:<alpha>), res, tf32
+//              or 3xtf32, acc:fast or acc:fastest, det, al:<x>,<w>,<y> (log2 of the operands' alignment in bytes; absent:
 //              64 bytes or more, each)
 //
 // Sizes, strides and so on have one spelling each, so equal problems have equal texts.
@@ -41,6 +41,7 @@ std::string text(const ConvProblem& given) {
                      {"y", p.y_sizes(), &p.y_strides}});
   if (p.has_aux() && p.aux_strides != p.y_strides) t += layout_word({"a", p.y_sizes(), &p.aux_strides});
   t += std::string(" ") + pass_word(p.pass);
+  if (p.scale) t += " scale";
   if (p.bias) t += " bias";
   if (p.activation != Activation::none) t += ' ' + activation_word(p.activation, p.activation_parameter);
   if (p.residual) t += " res";
@@ -88,6 +89,7 @@ ConvProblem parse_conv(const std::string& source) {
     p.pass = Pass::grad_weight;
   else
     words.fail_next(aux_given ? "fwd, grad_input or grad_weight" : "fwd, grad_input or grad_weight (or a:<layout>)");
+  p.scale = words.accept("scale");
   p.bias = words.accept("bias");
   words.activation(p.activation, p.activation_parameter);
   p.residual = words.accept("res");
@@ -112,7 +114,7 @@ ConvProblem parse_conv(const std::string& source) {
     }
     if (!good) words.fail("al:<x>,<w>,<y> with numbers from 0 to " + std::to_string(kFullAlignment));
   }
-  words.finish("bias, <activation>, res, tf32 or 3xtf32, acc:<class>, det, al:<x>,<w>,<y>");
+  words.finish("scale, bias, <activation>, res, tf32 or 3xtf32, acc:<class>, det, al:<x>,<w>,<y>");
   if (aux_given && !p.has_aux())
     throw std::invalid_argument("fastconv: bad problem '" + source + "': a:... without 'res' or a masked gradient");
   if (!p.has_aux()) p.aux_strides = {};

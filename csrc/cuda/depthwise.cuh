@@ -191,8 +191,11 @@ depthwise_channels(DepthwiseShape shape, ChannelTiles tiles, DepthwiseSource<T> 
       for (int v = 0; v < V; ++v) weights[r][s][v] = tap[v];
     }
   const int32_t c = at.vector * V, column = at.column + shape.first_column;
-  A bias[V];
-  for (int v = 0; v < V; ++v) bias[v] = epilogue.bias ? widen(epilogue.bias[c + v]) : A(0);
+  A scale[V], bias[V];
+  for (int v = 0; v < V; ++v) {
+    scale[v] = W::kInForward && epilogue.scale ? epilogue.scale[c + v] : A(1);
+    bias[v] = epilogue.bias ? widen(epilogue.bias[c + v]) : A(0);
+  }
 
   const T* const values = source.values + at.image * source.strides.n + c;
   const T* const mask = W::kInGradient && source.mask ? source.mask + at.image * source.mask_strides.n + c : nullptr;
@@ -215,7 +218,7 @@ depthwise_channels(DepthwiseShape shape, ChannelTiles tiles, DepthwiseSource<T> 
       if (W::kInForward && epilogue.residual) residual = load_vector<V>(epilogue.residual + residual_at);
       FASTCONV_UNROLL
       for (int v = 0; v < V; ++v) {
-        A sum = sums[x][v] + bias[v];
+        A sum = (W::kInForward ? sums[x][v] * scale[v] : sums[x][v]) + bias[v];
         if constexpr (W::kInForward) {
           if (epilogue.residual) sum += widen(residual[v]);
           sum = activate(epilogue.activation, epilogue.parameter, sum);

@@ -292,12 +292,20 @@ __device__ __forceinline__ PiecePlace place_piece(const TiledGather<typename Til
 }
 
 template <class Tile>
-__device__ __forceinline__ void store_tile(const TiledGather<typename Tile::T>& g, const TiledSums<Tile>& sums,
-                                           int group, int first_image, int first_row, int first_column,
+__device__ __forceinline__ void store_tile(const TiledGather<typename Tile::T>& g, TiledSums<Tile>& sums, int group,
+                                           int first_image, int first_row, int first_column,
                                            const TiledPhase& rows, const TiledPhase& columns, int first_filter) {
   using T = typename Tile::T;
   const PixelOutput<T>& o = g.output;
   const int first_k = group * g.filters;
+  if (o.epilogue.scale)
+    FASTCONV_UNROLL
+    for (int f = 0; f < kTiledFilters; ++f) {
+      if (first_filter + f >= g.filters) continue;
+      const auto scale = o.epilogue.scale[first_k + first_filter + f];
+      FASTCONV_UNROLL
+      for (int j = 0; j < Tile::kPixels; ++j) sums.v[f][j] *= scale;
+    }
   FASTCONV_UNROLL
   for (int p = 0; p < Tile::kPieces; ++p) {
     const PiecePlace at = place_piece<Tile>(g, p);
@@ -311,7 +319,7 @@ __device__ __forceinline__ void store_tile(const TiledGather<typename Tile::T>& 
     };
     const auto finished = [&](int i, int f, int at_filter) {
       const int w = columns.out_start + (column + i * step) * g.columns.out_step;
-      return o.epilogue.finish(sums.v[at_filter][p * kPiece + i], first_k + f,
+      return o.epilogue.finish_scaled(sums.v[at_filter][p * kPiece + i], first_k + f,
                                o.epilogue.residual_strides.at(image, first_k + f, h, w));
     };
     if (o.run == Run::filters) {

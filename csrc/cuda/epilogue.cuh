@@ -59,9 +59,10 @@ __device__ __forceinline__ T biased(Compute<T> sum, const T* bias, int64_t c) {
   return narrow<T>(bias ? sum + widen(bias[c]) : sum);
 }
 
-// Forward: y = act(sum + bias[k] + residual). grad_input: dx = sum + bias[c].
+// Forward: y = act(sum * scale[k] + bias[k] + residual). grad_input: dx = sum + bias[c].
 template <class T, class Index>
 struct Epilogue {
+  const Compute<T>* scale = nullptr;
   const T* bias = nullptr;
   const T* residual = nullptr;
   Strides<Index> residual_strides;
@@ -70,7 +71,8 @@ struct Epilogue {
 
   Epilogue() = default;
   Epilogue(const ConvProblem& p, const ConvOperands& o)
-      : bias(p.bias && p.pass != Pass::grad_weight ? static_cast<const T*>(o.bias) : nullptr),
+      : scale(p.scale ? static_cast<const Compute<T>*>(o.scale) : nullptr),
+        bias(p.bias && p.pass != Pass::grad_weight ? static_cast<const T*>(o.bias) : nullptr),
         residual(p.residual ? static_cast<const T*>(o.aux) : nullptr),
         residual_strides(p.aux_strides),
         parameter(static_cast<Compute<T>>(p.activation_parameter.value())),
@@ -79,6 +81,11 @@ struct Epilogue {
   // k: the filter (grad_input: the channel) among all groups'; `at`: the residual's offset (residual_strides.at(n, k, p,
   // q)), used if there is one.
   __device__ __forceinline__ T finish(Compute<T> sum, Index k, Index at) const {
+    if (scale) sum *= scale[k];
+    return finish_scaled(sum, k, at);
+  }
+  // What follows the scale, for kernels that have no register for it here.
+  __device__ __forceinline__ T finish_scaled(Compute<T> sum, Index k, Index at) const {
     if (bias) sum += widen(bias[k]);
     if (residual) sum += widen(residual[at]);
     return narrow<T>(activate(activation, parameter, sum));

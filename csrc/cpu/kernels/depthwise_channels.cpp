@@ -149,6 +149,7 @@ struct Channels {
     A* y = static_cast<A*>(forward ? operands.y : operands.x) + n * ds[0] +
            (g.rows.out_start + i * g.rows.out_step) * ds[2] + g.cols.out_start * ds[3];
     const int64_t y_pixel = g.cols.out_step * ds[3];
+    const A* scale = p.scale ? static_cast<const A*>(operands.scale) : nullptr;
     const A* bias = p.bias ? static_cast<const A*>(operands.bias) : nullptr;
     const A* residual =
         forward && p.residual ? static_cast<const A*>(operands.aux) + n * rs[0] + i * rs[2] : nullptr;
@@ -172,10 +173,11 @@ struct Channels {
           __builtin_prefetch(y + (j + kPixels + m) * y_pixel + channel, 1);
         }
         sum_of(channel, channel, acc);
+        const Vec<A> times = scale ? load(scale + channel) : Vec<A>{} + A(1);
         const Vec<A> add = bias ? load(bias + channel) : Vec<A>{};
 #pragma GCC unroll 8
         for (int m = 0; m < PX; ++m) {
-          acc[m] += add;
+          acc[m] = acc[m] * times + add;
           if (residual) acc[m] += load(residual + (j + m) * rs[3] + channel);
           acc[m] = activation.in_registers(acc[m]);
           store(y + (j + m) * y_pixel + channel, acc[m]);
@@ -240,7 +242,7 @@ struct Channels {
     const int64_t width = g.cols.out, pixels = (row1 - row0) * width, used = smaller(W, lanes - lane0);
     Epilogue<T> epilogue;
     epilogue.activation = activation;
-    if (p.bias) epilogue.load_bias(static_cast<const T*>(operands.bias) + lane0, used);
+    epilogue.set(scales_of<T>(p, operands, lane0), biases_of<T>(p, operands, lane0), used);
     T* y = static_cast<T*>(forward ? operands.y : operands.x) + n * ds[0] + lane0 * ds[1];
     const T* residual =
         forward && p.residual ? static_cast<const T*>(operands.aux) + n * rs[0] + lane0 * rs[1] : nullptr;

@@ -105,13 +105,13 @@ struct Planes {
     int64_t row, col;  // strides
     const T* residual;
     int64_t residual_row, residual_col;
-    A bias;
+    A scale, bias;
     int64_t end;  // a vector at element i * row + j may spill into the next rows up to here: they are written after it
   };
 
-  // Bias, residual, activation and narrowing of `count` values of output row i from column j on.
+  // Scale, bias, residual, activation and narrowing of `count` values of output row i from column j on.
   void write(Vec<A> value, const Output& out, int64_t i, int64_t j, int64_t count) const {
-    value += out.bias;
+    value = value * out.scale + out.bias;
     T* y = out.y + i * out.row + j * out.col;
     const T* residual = out.residual ? out.residual + i * out.residual_row + j * out.residual_col : nullptr;
     const bool vectors = (count == L || i * out.row + j + L <= out.end) && out.col == 1 &&
@@ -182,9 +182,11 @@ struct Planes {
                nullptr,
                rs[2],
                rs[3],
+               A(1),
                A(0),
                0};
     if (forward && p.residual) out.residual = static_cast<const T*>(operands.aux) + n * rs[0] + to * rs[1];
+    if (p.scale) out.scale = static_cast<const A*>(operands.scale)[to];
     if (p.bias) out.bias = widen(static_cast<const T*>(operands.bias)[to]);
     const int64_t width = g.cols.out;
     if (out.row == width && out.col == 1 && (!out.residual || out.residual_row == width)) out.end = row1 * width;
@@ -211,7 +213,7 @@ struct Planes {
             T* y = out.y + i * out.row + at;
 #pragma GCC unroll 8
             for (int m = 0; m < M; ++m) {
-              acc[m] += out.bias;
+              acc[m] = acc[m] * out.scale + out.bias;
               store(y + m * out.row, activation.in_registers(acc[m]));
             }
             continue;

@@ -198,8 +198,8 @@ struct GatherRun {
         const int64_t part1 = smaller(part0 + group_parts, parts), tiles = (i1 - i0) * (part1 - part0);
         for (int64_t block = t.block0; block < t.block1; ++block) {
           const int64_t first = block * W, filters = smaller(W, g.filters - first);
-          if (p.bias)
-            to.epilogue.load_bias(static_cast<const T*>(operands.bias) + t.group * g.filters + first, filters);
+          to.epilogue.set(scales_of<T>(p, operands, t.group * g.filters + first),
+                           biases_of<T>(p, operands, t.group * g.filters + first), filters);
           for (int64_t c = 0; c < g.channels; c += chunk) {
             const int64_t channels = smaller(chunk, g.channels - c), next = c + chunk < g.channels ? c + chunk : 0;
             const A* filter = packed ? packed_at(t.group, block, c) : scratch.filter;

@@ -1,4 +1,4 @@
-// From a tile of finished sums to the output tensor: bias, residual, activation, narrowing, any strides. The one place
+// From a tile of finished sums to the output tensor: scale, bias, residual, activation, narrowing, any strides. The one place
 // on the CPU that knows what an epilogue is.
 #pragma once
 
@@ -8,6 +8,16 @@
 
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
+
+// Scales and biases from filter `first` on, counted among all groups'; null if there are none.
+template <class T>
+inline const Compute<T>* scales_of(const ConvProblem& p, const ConvOperands& operands, int64_t first) {
+  return p.scale ? static_cast<const Compute<T>*>(operands.scale) + first : nullptr;
+}
+template <class T>
+inline const T* biases_of(const ConvProblem& p, const ConvOperands& operands, int64_t first) {
+  return p.bias ? static_cast<const T*>(operands.bias) + first : nullptr;
+}
 
 // Where a tile's values go: element (m, l), pixel m of the tile and filter l of the block, of the output and residual.
 template <class T>
@@ -21,50 +31,42 @@ struct TileOutput {
 template <class T>
 struct Epilogue {
   using A = Compute<T>;
+  static constexpr int W = kTileWidth<A>, L = kLanes<A>;
   Activated<A> activation;
-  bool has_bias = false;
-  A bias[kTileWidth<A>] = {};  // of the current filter block
+  bool affine = false;
+  A scale[W], bias[W];  // of the current filter block, if affine
 
-  void load_bias(const T* from, int64_t filters) {
-    has_bias = from != nullptr;
-    if (!has_bias) return;
-    for (int64_t l = 0; l < kTileWidth<A>; ++l) bias[l] = l < filters ? widen(from[l]) : A(0);
+  // The block's scales (none: 1) and biases (none: 0).
+  void set(const A* scales, const T* biases, int64_t filters) {
+    affine = scales || biases;
+    if (!affine) return;
+    for (int64_t l = 0; l < W; ++l) {
+      scale[l] = scales && l < filters ? scales[l] : A(1);
+      bias[l] = biases && l < filters ? widen(biases[l]) : A(0);
+    }
   }
 
   // acc is [rows][kTileWidth]; a residual is added to it in place, and an activation beyond ReLU done there.
   void write(A* acc, int64_t rows, int64_t filters, const TileOutput<T>& out) const {
-    constexpr int W = kTileWidth<A>, L = kLanes<A>;
-    if (out.residual) {
-      A more[kTileHeight * W];
-      pack(Reader<T>{out.residual, out.residual_filter_stride, out.residual_pixel_stride}, filters, rows,
-           [&](int64_t m) { return more + m * W; });
-      for (int64_t m = 0; m < rows; ++m)
-        for (int v = 0; v * L < filters; ++v) {
-          const int64_t at = m * W + v * L;
-          Vec<A> sum = load(acc + at) + load(more + at);
-          if (has_bias) sum += load(bias + v * L);
-          store(acc + at, sum);
-        }
-    }
-    bool add_bias = has_bias && !out.residual;  // with a residual it is in acc already
-    if (activation.in_memory()) {
-      if (add_bias)
-        for (int64_t m = 0; m < rows; ++m)
-          for (int l = 0; l < W; ++l) acc[m * W + l] += bias[l];
-      add_bias = false;
-      activation.apply(acc, rows * W);
+    bool affine_later = affine;
+    if (out.residual || activation.in_memory()) {
+      if (affine) scale_and_add_bias(acc, rows);
+      if (out.residual) add_residual(acc, rows, filters, out);
+      if (activation.in_memory()) activation.apply(acc, rows * W);
+      affine_later = false;
     }
     if (out.filter_stride == 1) {
       for (int64_t m = 0; m < rows; ++m) {
         T* y = out.y + m * out.pixel_stride;
-        for (int v = 0; v < kTileVectors; ++v) store_some(y + v * L, finished(acc, m, v, add_bias), filters - v * L);
+        for (int v = 0; v < kTileVectors; ++v)
+          store_some(y + v * L, finished(acc, m, v, affine_later), filters - v * L);
       }
     } else if (out.pixel_stride == 1) {
-      write_planes(acc, rows, filters, add_bias, out);
+      write_planes(acc, rows, filters, affine_later, out);
     } else {
       for (int64_t m = 0; m < rows; ++m)
         for (int v = 0; v < kTileVectors; ++v) {
-          const Vec<A> value = finished(acc, m, v, add_bias);
+          const Vec<A> value = finished(acc, m, v, affine_later);
           for (int64_t l = 0; l < L && v * L + l < filters; ++l)
             out.y[m * out.pixel_stride + (v * L + l) * out.filter_stride] = narrow<T>(static_cast<A>(value[l]));
         }
@@ -72,16 +74,29 @@ struct Epilogue {
   }
 
  private:
-  // Vector v of pixel m with bias and activation applied, in registers: one pass over the tile.
-  Vec<A> finished(const A* acc, int64_t m, int v, bool add_bias) const {
-    constexpr int L = kLanes<A>;
-    Vec<A> value = load(acc + m * kTileWidth<A> + v * L);
-    if (add_bias) value += load(bias + v * L);
-    return activation.in_registers(value);
+  void scale_and_add_bias(A* acc, int64_t rows) const {
+    for (int64_t m = 0; m < rows; ++m)
+      for (int v = 0; v < kTileVectors; ++v) store(acc + m * W + v * L, finished_sum(acc + m * W + v * L, v));
+  }
+  static void add_residual(A* acc, int64_t rows, int64_t filters, const TileOutput<T>& out) {
+    A more[kTileHeight * W];
+    pack(Reader<T>{out.residual, out.residual_filter_stride, out.residual_pixel_stride}, filters, rows,
+         [&](int64_t m) { return more + m * W; });
+    for (int64_t m = 0; m < rows; ++m)
+      for (int v = 0; v * L < filters; ++v) {
+        const int64_t at = m * W + v * L;
+        store(acc + at, load(acc + at) + load(more + at));
+      }
+  }
+  Vec<A> finished_sum(const A* at, int v) const { return load(at) * load(scale + v * L) + load(bias + v * L); }
+
+  // Vector v of pixel m with scale, bias and activation applied, in registers: one pass over the tile.
+  Vec<A> finished(const A* acc, int64_t m, int v, bool affine_later) const {
+    const A* at = acc + m * W + v * L;
+    return activation.in_registers(affine_later ? finished_sum(at, v) : load(at));
   }
 
   static void store_some(T* y, const Vec<A>& value, int64_t count) {
-    constexpr int L = kLanes<A>;
     if constexpr (std::is_same_v<T, A>) {
       if (count >= L) return store(y, value);
     }
@@ -94,15 +109,15 @@ struct Epilogue {
 
   // Pixels are contiguous: turn the tile so that each filter's pixels are stored together. Register transposes write
   // whole vectors into a scratch row; at 14 x 32 that halves the cost of this step against a scalar loop.
-  void write_planes(const A* acc, int64_t rows, int64_t filters, bool add_bias, const TileOutput<T>& out) const {
-    constexpr int W = kTileWidth<A>, L = kLanes<A>;
+  void write_planes(const A* acc, int64_t rows, int64_t filters, bool affine_later,
+                    const TileOutput<T>& out) const {
     constexpr int R = (kTileHeight + L - 1) / L * L;
     A turned[W][R];
     for (int64_t m = 0; m < rows; m += L)
       for (int v = 0; v < kTileVectors; ++v) {
         Vec<A> block[L];
 #pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) block[i] = m + i < rows ? finished(acc, m + i, v, add_bias) : Vec<A>{};
+        for (int i = 0; i < L; ++i) block[i] = m + i < rows ? finished(acc, m + i, v, affine_later) : Vec<A>{};
         transpose_registers<A>(block);
 #pragma GCC unroll 16
         for (int i = 0; i < L; ++i) store(&turned[v * L + i][m], block[i]);

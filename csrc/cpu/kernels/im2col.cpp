@@ -102,7 +102,7 @@ struct Forward {
         const A* w = filter + ((group * blocks + block) * depth + k0) * W;
         const TileWalk walk{1, &zero_offset, &zero_offset, k1 - k0, pitch, W};
         const int64_t first = group * p.group_k() + block * W, filters = smaller(W, p.group_k() - block * W);
-        if (p.bias && k1 == depth) epilogue.load_bias(static_cast<const T*>(operands.bias) + first, filters);
+        if (k1 == depth) epilogue.set(scales_of<T>(p, operands, first), biases_of<T>(p, operands, first), filters);
         for (int64_t part = 0; part < parts; ++part) {
           const int64_t begin = tile_start(part, parts, m1 - m0), end = tile_start(part + 1, parts, m1 - m0);
           A* acc = sums + (b.depth < depth ? (block - block0) * (m1 - m0) + begin : 0) * W;
@@ -244,7 +244,7 @@ struct GradInput {
       A* plane = planes + (block - part.block0) * part.pixels() * W;
       const int64_t first = part.group * p.group_c() + block * W, lanes = smaller(W, p.group_c() - block * W);
       T* x = static_cast<T*>(operands.x) + part.n * xs[0] + first * xs[1];
-      if (p.bias) epilogue.load_bias(static_cast<const T*>(operands.bias) + first, lanes);
+      epilogue.set(nullptr, biases_of<T>(p, operands, first), lanes);
       for (int64_t m = 0; m < part.pixels(); m += kTileHeight) {
         for (int64_t piece = m; piece < smaller(m + kTileHeight, part.pixels());) {
           const int64_t row = piece / width, col = piece % width;

@@ -103,6 +103,7 @@ struct Pointwise {
     Epilogue<T> epilogue;
     T* y;
     const T* residual;
+    const float* scale;
     const T* bias;
     // Makes the residual of a tile ready, `across` values in each of its rows, while the tile is multiplied.
     void prefetch_residual(int64_t offset, int64_t stride, int64_t rows, int64_t across) const {
@@ -122,7 +123,8 @@ struct Pointwise {
     to.y = static_cast<T*>(forward ? operands.y : operands.x) + image * g.dst[0] + group * g.group_dst * g.dst[1];
     if (p.residual && forward)
       to.residual = static_cast<const T*>(operands.aux) + image * g.residual[0] + group * g.group_dst * g.residual[1];
-    if (p.bias) to.bias = static_cast<const T*>(operands.bias) + group * g.filters;
+    to.scale = scales_of<T>(p, operands, group * g.filters);
+    to.bias = biases_of<T>(p, operands, group * g.filters);
     return to;
   }
 
@@ -133,17 +135,18 @@ struct Pointwise {
     for (int64_t m = 0; m < filters; ++m, sums += W) {
       T* y = to.y + (filter + m) * g.dst[1] + pixel * g.dst[3];
       const T* more = to.residual ? to.residual + (filter + m) * g.residual[1] + pixel * g.residual[3] : nullptr;
+      float scale = to.scale ? to.scale[filter + m] : 1.0f;
       const float bias = to.bias ? widen(to.bias[filter + m]) : 0.0f;
       if (more && (g.residual[3] != 1 || !std::is_same_v<T, float>)) {
-        for (int64_t i = 0; i < pixels; ++i) sums[i] += widen(more[i * g.residual[3]]);
-        more = nullptr;
+        for (int64_t i = 0; i < pixels; ++i) sums[i] = sums[i] * scale + widen(more[i * g.residual[3]]);
+        more = nullptr, scale = 1;
       }
       const bool in_memory = activation.in_memory() || !std::is_same_v<T, float>;
 #pragma GCC unroll 2
       for (int64_t v = 0; v < W; v += L) {
         const int64_t count = smaller(L, pixels - v);
         if (count <= 0) break;
-        Vec<float> value = load(sums + v) + bias;
+        Vec<float> value = load(sums + v) * scale + bias;
         if constexpr (std::is_same_v<T, float>) {
           if (more) value += count == L ? load(more + v) : load_part(more + v, count);
           if (!in_memory) {
@@ -217,7 +220,7 @@ struct Pointwise {
       const int64_t part1 = smaller(part0 + pointwise::kGroupTiles, parts);
       for (int64_t filter = filter0; filter < filter1; filter += W) {
         const int64_t filters = smaller(W, filter1 - filter);
-        if (to.bias) to.epilogue.load_bias(to.bias + filter, filters);
+        to.epilogue.set(to.scale ? to.scale + filter : nullptr, to.bias ? to.bias + filter : nullptr, filters);
         for (int64_t c = 0; c < g.channels; c += chunk) {
           const int64_t depth = smaller(chunk, g.channels - c), next = c + depth < g.channels ? c + depth : 0;
           pack(Reader<T>{filters_at(group, filter) + c * g.channel_stride, g.filter_stride, g.channel_stride}, filters,

@@ -66,6 +66,7 @@ struct WinogradRun {
     if (forward && p.residual)
       t.residual = static_cast<const T*>(operands.aux) + group * g.group_dst * g.residual[1];
     t.residual_strides = g.residual;
+    if (p.scale) t.scale = static_cast<const float*>(operands.scale) + group * g.filters;
     if (p.bias) t.bias = static_cast<const T*>(operands.bias) + group * g.filters;
     t.activation = Activated<float>(p);
     t.height = g.rows.out;

@@ -16,6 +16,7 @@ struct TileTarget {
   Strides4 strides;  // batch, filter, row, column
   const T* residual;
   Strides4 residual_strides;
+  const float* scale;
   const T* bias;
   Activated<float> activation;
   int64_t height, width, filters;
@@ -41,8 +42,8 @@ FASTCONV_INLINE void inverse(const float* from, int64_t stride, Lanes (&y)[F::ou
 
 // Lanes along filters, contiguous in the output; L of them.
 template <class F>
-inline void write_filters(const float* sums, int64_t stride, int64_t sum_step, const Segment& segment, Lanes bias,
-                          Activated<float> activation, float* y, int64_t row_stride, int64_t col_stride,
+inline void write_filters(const float* sums, int64_t stride, int64_t sum_step, const Segment& segment, Lanes scale,
+                          Lanes bias, Activated<float> activation, float* y, int64_t row_stride, int64_t col_stride,
                           const float* residual, int64_t residual_row, int64_t residual_col, int64_t rows,
                           int64_t cols) {
   constexpr int M = F::outputs;
@@ -55,7 +56,7 @@ inline void write_filters(const float* sums, int64_t stride, int64_t sum_step, c
       for (int i = 0; i < M; ++i)
 #pragma GCC unroll 8
         for (int j = 0; j < M; ++j) {
-          Lanes v = tile[i][j] + bias;
+          Lanes v = tile[i][j] * scale + bias;
           if (residual) v += load(residual + i * residual_row + (t * M + j) * residual_col);
           store(to + i * row_stride + j * col_stride, activation.in_registers(v));
         }
@@ -65,7 +66,7 @@ inline void write_filters(const float* sums, int64_t stride, int64_t sum_step, c
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 8
-      for (int j = 0; j < M; ++j) store(spill + (i * M + j) * kLanes<float>, tile[i][j] + bias);
+      for (int j = 0; j < M; ++j) store(spill + (i * M + j) * kLanes<float>, tile[i][j] * scale + bias);
     for (int i = 0; i < M && i < rows; ++i)
       for (int j = 0; j < M && j < cols - t * M; ++j) {
         Lanes v = load(spill + (i * M + j) * kLanes<float>);
@@ -132,10 +133,12 @@ inline void transform_output(const TileTarget<T>& target, const Segment& segment
   constexpr int M = F::outputs, L = kLanes<float>;
   const int64_t top = segment.row * M, left = segment.col * M, filters = smaller(L, target.filters - filter);
   const int64_t rows = smaller(M, target.height - top), cols = smaller(segment.count * M, target.width - left);
-  float bias_values[L] = {};
-  if (target.bias)
-    for (int64_t l = 0; l < filters; ++l) bias_values[l] = widen(target.bias[filter + l]);
-  const Lanes bias = load(bias_values);
+  float scale_values[L], bias_values[L];
+  for (int64_t l = 0; l < L; ++l) {
+    scale_values[l] = target.scale && l < filters ? target.scale[filter + l] : 1.0f;
+    bias_values[l] = target.bias && l < filters ? widen(target.bias[filter + l]) : 0.0f;
+  }
+  const Lanes scale = load(scale_values), bias = load(bias_values);
   const Strides4& ys = target.strides;
   const Strides4& rs = target.residual_strides;
   T* y = target.p + segment.image * ys[0] + filter * ys[1] + top * ys[2] + left * ys[3];
@@ -144,7 +147,7 @@ inline void transform_output(const TileTarget<T>& target, const Segment& segment
                                              left * rs[3];
   if constexpr (sizeof(T) == sizeof(float)) {
     if (ys[1] == 1 && filters == L && (!residual || rs[1] == 1))
-      return write_filters<F>(sums, stride, sum_step, segment, bias, target.activation, y, ys[2], ys[3], residual,
+      return write_filters<F>(sums, stride, sum_step, segment, scale, bias, target.activation, y, ys[2], ys[3], residual,
                               rs[2], rs[3], rows, cols);
   }
   constexpr int64_t pitch = winograd::kSegmentPixels;
@@ -154,7 +157,7 @@ inline void transform_output(const TileTarget<T>& target, const Segment& segment
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 8
-      for (int j = 0; j < M; ++j) store(pixels + (i * pitch + t * M + j) * L, tile[i][j] + bias);
+      for (int j = 0; j < M; ++j) store(pixels + (i * pitch + t * M + j) * L, tile[i][j] * scale + bias);
   }
   for (int64_t i = 0; i < rows; ++i) {
     const float* from = pixels + i * pitch * L;

@@ -62,13 +62,13 @@ void form_plan(const ConvProblem& p, int, ConvPlan& plan) {
   direct_plan_form(p, form, plan);
 }
 
-// pointers: x, weight, y, bias, aux, grad_bias or x, y, offsets, input, output.
+// pointers: x, weight, y, bias, scale, aux, grad_bias or x, y, offsets, input, output.
 Result run_row(const std::string& problem, const std::string& row, void* const* q, std::string& message) {
 #define FASTCONV_CONV_ROW(...)
 #define FASTCONV_POOL_ROW(...)
 #define FASTCONV_GPU_CONV_ROW(name, passes, dtypes, min_arch, summary, source, entry)                          \
   if (row == #name)                                                                                            \
-    return run<ConvProblem, ConvOperands, ConvPlan>(parse_conv(problem), {q[0], q[1], q[2], q[3], q[4], q[5]}, \
+    return run<ConvProblem, ConvOperands, ConvPlan>(parse_conv(problem), {q[0], q[1], q[2], q[3], q[4], q[5], q[6]}, \
                                                     entry##_supports, entry##_plan, entry##_run, message);
 #define FASTCONV_GPU_POOL_ROW(name, passes, dtypes, min_arch, summary, source, entry)                           \
   if (row == #name)                                                                                             \
@@ -77,7 +77,7 @@ Result run_row(const std::string& problem, const std::string& row, void* const* 
 #include "../../core/algorithms.inc"
 #define FASTCONV_FORM(form)                                                                                          \
   if (row == "direct:" #form)                                                                                        \
-    return run<ConvProblem, ConvOperands, ConvPlan>(parse_conv(problem), {q[0], q[1], q[2], q[3], q[4], q[5]},       \
+    return run<ConvProblem, ConvOperands, ConvPlan>(parse_conv(problem), {q[0], q[1], q[2], q[3], q[4], q[5], q[6]}, \
                                                     form_supports<DirectForm::form>, form_plan<DirectForm::form>, \
                                                     direct_run, message);
   FASTCONV_FORM(any)
