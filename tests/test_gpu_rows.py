@@ -21,7 +21,7 @@ from fastconv import _C
 DTYPES = ("f32", "f64", "f16", "bf16")
 CONV_ROWS = [row["name"] for row in rows("conv", "simulated")]
 POOL_ROWS = [row["name"] for row in rows("pool", "simulated")]
-EPILOGUES = {"fwd": " bias relu", "grad_input": " relu", "grad_weight": " bias relu"}
+EPILOGUES = {"fwd": " scale bias relu", "grad_input": " relu", "grad_weight": " bias relu"}
 
 # Layers of networks, cut in channels so that a thread at a time gets through them: first layers, 3x3, 1x1, grouped,
 # depthwise with a multiplier.

@@ -55,8 +55,9 @@ void plan_forward(const ConvProblem& p, const Machine& m, ConvPlan& plan) {
   plan.executed_macs = pixels * depth * p.groups * blocks * m.tile.width;
   finish_plan(b, m, b.packed_filter, plan);
   const int64_t copied = pixels * depth * p.groups * div_up(blocks, b.outputs);
+  const int64_t residual = p.residual ? 2 * pixels * p.k : 0;  // read in pieces of a tile's width
   plan.cost = cost::seconds(plan.executed_macs, m.lanes, 0.8, plan.threads,
-                            (copied + 2 * b.packed_filter) * m.bytes);
+                            (copied + 2 * b.packed_filter + residual) * m.bytes);
 }
 
 void plan_grad_input(const ConvProblem& p, const Machine& m, ConvPlan& plan) {

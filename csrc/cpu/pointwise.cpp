@@ -55,7 +55,7 @@ double packing_seconds(int64_t values, int64_t lanes, int threads) {
 // What sums of `products` in `chunks` parts leave of 83 % of the peak, with `rows` of them at a time at most.
 double efficiency(int64_t products, int64_t chunks, int64_t rows) {
   const auto real = [](int64_t v) { return static_cast<double>(v); };
-  return 0.83 * real(products) / real(products + 8 * chunks) * std::min(1.0, real(rows + 2) / 14);
+  return 0.83 * real(products) / real(products + 4 * chunks) * std::min(1.0, real(rows + 2) / 14);
 }
 
 bool plan_weight(const ConvProblem& p, int available, TileShape tile, ConvPlan& plan) {
@@ -126,13 +126,13 @@ bool pointwise_plan(const ConvProblem& p, int available, ConvPlan& plan) {
 
   const int64_t chunks = div_up(g.channels, kChainChannels);
   const int64_t chunk = chunks == 1 ? g.channels : div_up(div_up(g.channels, chunks), lanes) * lanes;
-  // What is packed as a whole, and kept in half of the second-level cache if it can: the filters of a task if lanes are
-  // pixels, else its pixels.
-  const int64_t fit = std::max<int64_t>(processor().second_level / 2 / 4 / std::max<int64_t>(g.channels, 1), 1);
+  const int64_t cache = processor().second_level;
+  const int64_t padded_filters = div_up(g.filters, tile.width) * tile.width;
+  const bool whole_filter = !by_pixels && padded_filters * g.channels * 4 <= cache / 2;
   int64_t pixel_splits = 1, filter_splits = 1;
-  if (!by_pixels) {
-    const int64_t most = std::clamp<int64_t>(fit, 4 * tile.height, kGroupTiles * tile.height);
-    pixel_splits = div_up(v.pixels, most);
+  if (!by_pixels && !whole_filter) {  // as many pixels as stay in half of the cache
+    const int64_t fit = cache / 2 / 4 / std::max<int64_t>(g.channels, 1);
+    pixel_splits = div_up(v.pixels, std::clamp<int64_t>(fit, 4 * tile.height, kGroupTiles * tile.height));
   }
   // Even shares for the threads, of pixels as long as there are enough of them, else of filters.
   const int64_t least = by_pixels ? 4 * tile.width : 4 * tile.height;
@@ -141,25 +141,37 @@ bool pointwise_plan(const ConvProblem& p, int available, ConvPlan& plan) {
   while (images * pixel_splits * filter_splits < threads && filter_splits < div_up(g.filters, filter_step))
     ++filter_splits;
 
+  const int64_t pixels = div_up(v.pixels, pixel_splits), depth = div_up(g.channels, lanes) * lanes;
+  const int64_t values = std::max<int64_t>(g.channels, 1) * tile.width;  // of one tile's width, packed
+  const int64_t group = by_pixels ? std::clamp<int64_t>(cache / 4 / 4 / values, 1, std::min(kPixelGroup, div_up(pixels, tile.width)))
+                                  : whole_filter ? kNearGroupTiles : kGroupTiles;
   plan.detail[kForm] = form;
-  plan.detail[kPixels] = div_up(v.pixels, pixel_splits);
+  plan.detail[kPixels] = pixels;
   plan.detail[kPixelSplits] = pixel_splits;
   plan.detail[kFilterSplits] = filter_splits;
   plan.detail[kChunk] = chunk;
-  const int64_t rows = by_pixels ? g.filters : plan.detail[kPixels];
-  plan.detail[kPanelValues] = div_up(g.channels, lanes) * lanes * rows;
+  plan.detail[kGroup] = group;
+  plan.detail[kWholeFilter] = whole_filter;
+  plan.detail[kPanelValues] = depth * (by_pixels ? g.filters : std::min(pixels, group * tile.height));
+  plan.detail[kPiecesValues] = by_pixels      ? group * (values + tile.width)
+                               : whole_filter ? div_up(div_up(g.filters, tile.width), filter_splits) * values
+                                              : chunk * tile.width;
+  plan.detail[pointwise::kSumValues] = group * (by_pixels ? kFilterGroup : 1) * tile.height * tile.width;
   plan.detail[pointwise::kThreadBytes] =
-      4 * (plan.detail[kPanelValues] + (chunk + kGroupTiles * tile.height) * tile.width) + 4 * kArenaSlack;
+      4 * (plan.detail[kPanelValues] + plan.detail[kPiecesValues] + plan.detail[pointwise::kSumValues]) + 4 * kArenaSlack;
   plan.workspace_bytes = threads * arena_round(plan.detail[pointwise::kThreadBytes]) + kArenaSlack;
 
   const int64_t across = by_pixels ? v.pixels : g.filters, down = by_pixels ? g.filters : v.pixels;
   const int64_t padded = div_up(across, lanes) * lanes;
   plan.executed_macs = images * down * padded * g.channels;
   plan.variant = by_pixels ? "1x1: filters x pixels" : "1x1: pixels x filters";
-  const int64_t packed = g.channels * (v.pixels + g.filters * pixel_splits * (by_pixels ? 1 : 2));
-  plan.cost = cost::seconds(plan.executed_macs, lanes, efficiency(g.channels, chunks, down), threads, 0) +
-              packing_seconds(images * packed, lanes, threads) +
-              static_cast<double>(p.minimum_bytes()) / (2 * cost::kBytesPerSecond) / threads;
+  // Planes of pixels are packed at a quarter of the speed: each is a place of its own in memory. A residual is read as
+  // the results are written, in order.
+  const int64_t packed_pixels = g.channels * v.pixels * (by_pixels ? 4 : 1);
+  const int64_t packed_filters = g.channels * g.filters * pixel_splits * (by_pixels || whole_filter ? 1 : 2);
+  const int64_t residual = p.residual ? images * v.pixels * g.filters * 4 : 0;
+  plan.cost = cost::seconds(plan.executed_macs, lanes, efficiency(g.channels, chunks, down), threads, residual) +
+              packing_seconds(images * (packed_pixels + packed_filters), lanes, threads);
   return true;
 }
 

@@ -15,7 +15,11 @@ enum Detail {
   kPixelSplits,   // tasks that share an image's pixels
   kFilterSplits,  // and its filters
   kChunk,         // channels whose products are summed in registers
-  kPanelValues,   // packed operand of a task
+  kGroup,         // steps that are packed and worked on together: tiles of pixels, or (pixel_lanes) tile widths of them
+  kPanelValues,   // packed operand that gives the tile's rows
+  kPiecesValues,  // and the other one: all of it, or one chunk of one tile's width
+  kSumValues,
+  kWholeFilter,   // filter_lanes: whether a task's filters are packed once and stay in the second-level cache
   kThreadBytes,
   kForm = 11,     // one of Form; none: the general loops of direct_gather.cpp
 };
@@ -31,8 +35,11 @@ enum WeightDetail {
   kWeightBytes,    // of a thread
 };
 
-// Tiles that share a packed chunk of the other operand, at most.
-constexpr int64_t kGroupTiles = 32;
+// Tiles that share a packed chunk of filters, at most; where all filters stay packed, fewer: their results, residuals and
+// pixels then lie next to each other, so that memory is read and written in order.
+constexpr int64_t kGroupTiles = 32, kNearGroupTiles = 4;
+// pixel_lanes: tile widths of pixels that are packed together, at most, and tiles of filters that share them.
+constexpr int64_t kPixelGroup = 16, kFilterGroup = 2;
 
 // The forms' common view: images of `rows` rows of pixels, or one long row. Of grad_input the channels are the filters.
 struct View {

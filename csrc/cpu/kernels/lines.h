@@ -29,15 +29,22 @@ struct LineRun {
   int64_t count;
 };
 
-// The lines of a matrix of rows `pitch` bytes apart, `lines` each, in runs down the rows.
+// The lines of a matrix of rows `pitch` bytes apart, `lines` each, in runs down the rows or along them.
 struct RowLines {
   const char* base = nullptr;
   int64_t pitch = 0, rows = 0, lines = 0, at = 0;
   int64_t count() const { return rows * lines; }
-  LineRun next(int64_t most) {
+  LineRun down(int64_t most) {
     if (at >= count()) return {base, 0, 0};
     const int64_t row = at % rows;
     const LineRun run{base + at / rows * kLineBytes + row * pitch, pitch, most < rows - row ? most : rows - row};
+    at += run.count;
+    return run;
+  }
+  LineRun along(int64_t most) {
+    if (at >= count() || most <= 0) return {base, 0, 0};
+    const int64_t line = at % lines;
+    const LineRun run{base + at / lines * pitch + line * kLineBytes, kLineBytes, most < lines - line ? most : lines - line};
     at += run.count;
     return run;
   }
@@ -45,6 +52,15 @@ struct RowLines {
 
 inline void prefetch(const LineRun& run) {
   for (int64_t i = 0; i < run.count; ++i) prefetch_read(run.line + i * run.step);
+}
+// The next `most` lines, along the rows.
+inline void prefetch(RowLines& lines, int64_t most) {
+  while (most > 0) {
+    const LineRun run = lines.along(most);
+    if (run.count == 0) return;
+    prefetch(run);
+    most -= run.count;
+  }
 }
 
 // An aligned store past the caches, for results larger than they are: saves reading the lines first. The thread that

@@ -34,7 +34,7 @@ struct Pointwise {
   const bool forward = p.pass == Pass::forward;
 
   struct Scratch {
-    float *panel, *piece, *sums;
+    float *panel, *pieces, *sums;
   };
 
   // Calls f(pixel, reader) for runs of pixels of one row; the reader's (i, j) is pixel i of the run and channel j.
@@ -81,20 +81,21 @@ struct Pointwise {
            filter * g.filter_stride;
   }
 
-  // The lines of the source that come next: `pixels` of them from `pixel` on, channels from `channel` on.
-  RowLines source_lines(int64_t image, int64_t group, int64_t pixel, int64_t pixels, int64_t channel,
-                        int64_t channels) const {
+  // The lines of `across` contiguous values at each of `rows` places from `p` on.
+  static RowLines lines_of(const T* p, int64_t stride, int64_t rows, int64_t across) {
+    constexpr int64_t bytes = sizeof(T);
+    const auto* at = reinterpret_cast<const char*>(p);
+    const auto before = static_cast<int64_t>(reinterpret_cast<uintptr_t>(at) % kLineBytes);
+    return {at - before, stride * bytes, rows, div_up(before + across * bytes, kLineBytes)};
+  }
+  // Those of the source's pixels [begin, end), which are neighbours or so taken.
+  RowLines source_lines(int64_t image, int64_t group, int64_t begin, int64_t end) const {
     RowLines lines;
-    if (pixel >= view.pixels || g.cols.step != 1) return lines;
-    for_runs(image, group, pixel, smaller(pixel + pixels, view.pixels), [&](int64_t first, int64_t count,
-                                                                            const Reader<T>& reader) {
-      if (first != pixel) return;
-      const auto* at = reinterpret_cast<const char*>(reader.p + channel * reader.sj);
-      const auto before = static_cast<int64_t>(reinterpret_cast<uintptr_t>(at) % kLineBytes);
-      const bool planes = reader.si == 1;
-      const int64_t along = (planes ? count : channels) * static_cast<int64_t>(sizeof(T));
-      lines = {at - before, (planes ? reader.sj : reader.si) * static_cast<int64_t>(sizeof(T)), planes ? channels : count,
-               div_up(before + along, kLineBytes)};
+    if (begin >= end || g.cols.step != 1) return lines;
+    for_runs(image, group, begin, end, [&](int64_t first, int64_t count, const Reader<T>& reader) {
+      if (first != begin) return;
+      lines = reader.si == 1 ? lines_of(reader.p, reader.sj, g.channels, count)
+                             : lines_of(reader.p, reader.si, count, g.channels);
     });
     return lines;
   }
@@ -105,13 +106,6 @@ struct Pointwise {
     const T* residual;
     const float* scale;
     const T* bias;
-    // Makes the residual of a tile ready, `across` values in each of its rows, while the tile is multiplied.
-    void prefetch_residual(int64_t offset, int64_t stride, int64_t rows, int64_t across) const {
-      if (!residual) return;
-      constexpr int64_t bytes = sizeof(T);
-      for (int64_t line = 0; line < across * bytes; line += kLineBytes)
-        prefetch({reinterpret_cast<const char*>(residual + offset) + line, stride * bytes, rows});
-    }
     // The first line of each row of a tile of results.
     LineRun lines(int64_t offset, int64_t stride, int64_t count) const {
       return {reinterpret_cast<const char*>(y + offset), stride * static_cast<int64_t>(sizeof(T)), count};
@@ -166,80 +160,120 @@ struct Pointwise {
     }
   }
 
+  // Channels from one packed tile width of pixels to the next: one more than there are, for other sets of the cache.
+  const int64_t block_pitch = g.channels + 1;
+  // Packs `count` pixels of a run, `at` pixels after the first of scratch.pieces: [tile width][channel][pixel].
+  void pack_pixels(const Reader<T>& reader, int64_t at, int64_t count, float* pieces) const {
+    const int64_t step = reader.contiguous_i() ? 1 : g.channels;  // channels at a time: planes in one sweep each
+    for (int64_t c = 0; c < g.channels; c += step)
+      for (int64_t i = 0, some; i < count; i += some) {
+        some = smaller(W - (at + i) % W, count - i);
+        float* to = pieces + ((at + i) / W * block_pitch + c) * W + (at + i) % W;
+        pack(reader.from(i, c), some, step, [&](int64_t j) { return to + j * W; });
+      }
+  }
+
   void pixel_lanes(const Scratch& scratch, int64_t image, int64_t group, int64_t pixel0, int64_t pixel1,
                    int64_t filter0, int64_t filter1) const {
     const Target to = target(image, group);
-    const int64_t rows = filter1 - filter0, parts = tile_parts(rows);
+    const int64_t rows = filter1 - filter0, parts = tile_parts(rows), most = plan.detail[pointwise::kGroup] * W;
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t begin = tile_start(part, parts, rows), count = tile_start(part + 1, parts, rows) - begin;
       pack_rows({filters_at(group, filter0 + begin), g.channel_stride, g.filter_stride}, 0, count, count,
                 scratch.panel + begin * depth_pitch);
     }
-    zero(scratch.piece, chunk * W);
-    for (int64_t part0 = 0; part0 < parts; part0 += pointwise::kGroupTiles) {
-      const int64_t part1 = smaller(part0 + pointwise::kGroupTiles, parts);
-      for (int64_t pixel = pixel0; pixel < pixel1; pixel += W) {
-        const int64_t pixels = smaller(W, pixel1 - pixel);
+    for (int64_t first = pixel0; first < pixel1; first += most) {
+      const int64_t end = smaller(first + most, pixel1), blocks = div_up(end - first, W);
+      if ((end - first) % W) zero(scratch.pieces + (blocks - 1) * block_pitch * W, g.channels * W);
+      for_runs(image, group, first, end, [&](int64_t pixel, int64_t count, const Reader<T>& reader) {
+        pack_pixels(reader, pixel - first, count, scratch.pieces);
+      });
+      for (int64_t part0 = 0; part0 < parts; part0 += pointwise::kFilterGroup) {
+        const int64_t part1 = smaller(part0 + pointwise::kFilterGroup, parts);
         for (int64_t c = 0; c < g.channels; c += chunk) {
           const int64_t depth = smaller(chunk, g.channels - c);
-          for_runs(image, group, pixel, pixel + pixels, [&](int64_t first, int64_t count, const Reader<T>& reader) {
-            pack(reader.from(0, c), count, depth, [&](int64_t j) { return scratch.piece + j * W + first - pixel; });
-          });
+          const bool last = c + depth == g.channels;
           float* sums = scratch.sums;
-          for (int64_t part = part0; part < part1; ++part, sums += H * W) {
-            const int64_t begin = tile_start(part, parts, rows), end = tile_start(part + 1, parts, rows);
-            if (c + depth == g.channels)
-              to.prefetch_residual((filter0 + begin) * g.residual[1] + pixel * g.residual[3], g.residual[1],
-                                   end - begin, pixels);
-            multiply_tile(end - begin, pixels, scratch.panel + begin * depth_pitch + c * (end - begin), (end - begin) * L,
-                          scratch.piece, depth, sums, c > 0, {}, {});
-            if (c + depth == g.channels) write_pixels(to, sums, filter0 + begin, end - begin, pixel, pixels);
+          for (int64_t block = 0; block < blocks; ++block) {
+            const int64_t pixel = first + block * W, pixels = smaller(W, end - pixel);
+            for (int64_t part = part0; part < part1; ++part, sums += H * W) {
+              const int64_t begin = tile_start(part, parts, rows), count = tile_start(part + 1, parts, rows) - begin;
+              const int64_t filter = filter0 + begin;
+              if (last && to.residual) {
+                const T* residual = to.residual + filter * g.residual[1] + pixel * g.residual[3];
+                RowLines lines = lines_of(residual, g.residual[1], count, pixels);
+                prefetch(lines, lines.count());
+              }
+              multiply_tile(count, pixels, scratch.panel + begin * depth_pitch + c * count, count * L,
+                            scratch.pieces + (block * block_pitch + c) * W, depth, sums, c > 0, {}, {});
+              if (last) write_pixels(to, sums, filter, count, pixel, pixels);
+            }
           }
         }
       }
     }
   }
 
-  // next_pixel: where this thread's next pixels begin, if they are this image's.
+  // Filters [filter0, filter1) in the order in which tiles read them: [tile width][channel][filter].
+  void pack_filters(int64_t group, int64_t filter, int64_t filters, int64_t c, int64_t depth, float* piece) const {
+    if (filters < W) zero(piece, depth * W);
+    pack(Reader<T>{filters_at(group, filter) + c * g.channel_stride, g.filter_stride, g.channel_stride}, filters, depth,
+         [&](int64_t j) { return piece + j * W; });
+  }
+
+  // Pixels in groups of tiles: each group is packed, then multiplied with all filters, while the lines of the next one
+  // are on their way.
   void filter_lanes(const Scratch& scratch, int64_t image, int64_t group, int64_t pixel0, int64_t pixel1,
-                    int64_t filter0, int64_t filter1, int64_t next_pixel) const {
+                    int64_t filter0, int64_t filter1) const {
     Target to = target(image, group);
-    const int64_t rows = pixel1 - pixel0, parts = tile_parts(rows);
-    for (int64_t part = 0; part < parts; ++part) {
-      const int64_t begin = tile_start(part, parts, rows), end = tile_start(part + 1, parts, rows);
-      for_runs(image, group, pixel0 + begin, pixel0 + end, [&](int64_t first, int64_t count, const Reader<T>& reader) {
-        pack_rows(turned(reader), first - pixel0 - begin, count, end - begin, scratch.panel + begin * depth_pitch);
-      });
-    }
-    zero(scratch.piece, chunk * W);
+    const bool whole = plan.detail[pointwise::kWholeFilter];
+    if (whole)
+      for (int64_t filter = filter0; filter < filter1; filter += W)
+        pack_filters(group, filter, smaller(W, filter1 - filter), 0, g.channels,
+                     scratch.pieces + (filter - filter0) * g.channels);
     const FilterSource<T> source(p, g, operands.weight, group);
-    const bool far = g.filters * g.channels * static_cast<int64_t>(sizeof(T)) > kNearBytes;
-    RowLines pixels_next = source_lines(image, group, next_pixel, rows, 0, g.channels);
-    const int64_t most = div_up(pixels_next.count(), parts * div_up(filter1 - filter0, W) * div_up(g.channels, chunk));
-    for (int64_t part0 = 0; part0 < parts; part0 += pointwise::kGroupTiles) {
-      const int64_t part1 = smaller(part0 + pointwise::kGroupTiles, parts);
+    const int64_t most = plan.detail[pointwise::kGroup] * H;
+    for (int64_t first = pixel0; first < pixel1; first += most) {
+      const int64_t rows = smaller(most, pixel1 - first), parts = tile_parts(rows);
+      for (int64_t part = 0; part < parts; ++part) {
+        const int64_t begin = tile_start(part, parts, rows), end = tile_start(part + 1, parts, rows);
+        for_runs(image, group, first + begin, first + end, [&](int64_t pixel, int64_t count, const Reader<T>& reader) {
+          pack_rows(turned(reader), pixel - first - begin, count, end - begin, scratch.panel + begin * depth_pitch);
+        });
+      }
+      const int64_t next_end = smaller(first + rows + most, pixel1), next_rows = next_end - first - rows;
+      RowLines pixels_next = source_lines(image, group, first + rows, next_end), residual_next;
+      if (to.residual && next_rows > 0) {
+        const T* residual = to.residual + filter0 * g.residual[1] + (first + rows) * g.residual[3];
+        residual_next = g.residual[1] == 1 ? lines_of(residual, g.residual[3], next_rows, filter1 - filter0)
+                                           : lines_of(residual, g.residual[1], filter1 - filter0, next_rows);
+      }
+      const int64_t products = parts * div_up(filter1 - filter0, W) * div_up(g.channels, chunk);
+      const int64_t pixel_lines = div_up(pixels_next.count(), products);
+      const int64_t residual_lines = div_up(residual_next.count(), products);
       for (int64_t filter = filter0; filter < filter1; filter += W) {
         const int64_t filters = smaller(W, filter1 - filter);
         to.epilogue.set(to.scale ? to.scale + filter : nullptr, to.bias ? to.bias + filter : nullptr, filters);
         for (int64_t c = 0; c < g.channels; c += chunk) {
-          const int64_t depth = smaller(chunk, g.channels - c), next = c + depth < g.channels ? c + depth : 0;
-          pack(Reader<T>{filters_at(group, filter) + c * g.channel_stride, g.filter_stride, g.channel_stride}, filters,
-               depth, [&](int64_t j) { return scratch.piece + j * W; });
+          const int64_t depth = smaller(chunk, g.channels - c);
+          const bool last = c + depth == g.channels;
+          const float* piece = scratch.pieces + (whole ? (filter - filter0) * g.channels + c * W : 0);
+          if (!whole) pack_filters(group, filter, filters, c, depth, scratch.pieces);
           TapLines<T> lines(source, filter, c, chunk);
-          const int64_t runs = far ? div_up(lines.runs(), part1 - part0) - 1 : 0;
+          const int64_t runs = whole ? 0 : div_up(lines.runs(), parts) - 1;
           float* sums = scratch.sums;
-          for (int64_t part = part0; part < part1; ++part, sums += H * W) {
+          for (int64_t part = 0; part < parts; ++part, sums += H * W) {
             const int64_t begin = tile_start(part, parts, rows), end = tile_start(part + 1, parts, rows);
-            const int64_t pixel = pixel0 + begin;
+            const int64_t pixel = first + begin;
             const LineRun writes =
-                next > 0 ? LineRun{} : to.lines(pixel * g.dst[3] + filter * g.dst[1], g.dst[3], end - begin);
+                last ? to.lines(pixel * g.dst[3] + filter * g.dst[1], g.dst[3], end - begin) : LineRun{};
             for (int64_t run = 0; run < runs; ++run) prefetch(lines.next());
-            if (next == 0)
-              to.prefetch_residual(filter * g.residual[1] + pixel * g.residual[3], g.residual[3], end - begin, filters);
-            multiply_tile(end - begin, filters, scratch.panel + begin * depth_pitch + c * (end - begin), (end - begin) * L,
-                          scratch.piece, depth,
-                          sums, c > 0, far ? lines.next() : pixels_next.next(most), writes);
-            if (next > 0) continue;
+            prefetch(residual_next, residual_lines);
+            const LineRun reads = whole ? pixels_next.along(pixel_lines) : lines.next();
+            prefetch(pixels_next, pixel_lines - (whole ? reads.count : 0));
+            multiply_tile(end - begin, filters, scratch.panel + begin * depth_pitch + c * (end - begin),
+                          (end - begin) * L, piece, depth, sums, c > 0, reads, writes);
+            if (!last) continue;
             const TileOutput<T> out{to.y + filter * g.dst[1] + pixel * g.dst[3],
                                     g.dst[3],
                                     g.dst[1],
@@ -280,8 +314,8 @@ void run(const ConvPlan& plan, const ConvOperands& operands, void* workspace, co
     Arena own = arena.slice(thread, plan.detail[kThreadBytes]);
     typename Pointwise<T>::Scratch scratch;
     scratch.panel = own.take<float>(plan.detail[kPanelValues]);
-    scratch.piece = own.take<float>(plan.detail[kChunk] * kTileWidth<float>);
-    scratch.sums = own.take<float>(kGroupTiles * kTileHeight * kTileWidth<float>);
+    scratch.pieces = own.take<float>(plan.detail[kPiecesValues]);
+    scratch.sums = own.take<float>(plan.detail[kSumValues]);
     const int64_t split = task % filter_splits, share = task / filter_splits % pixel_splits;
     const int64_t image = task / filter_splits / pixel_splits;
     const int64_t begin = share * pixels, end = smaller(begin + pixels, form.view.pixels);
@@ -291,8 +325,7 @@ void run(const ConvPlan& plan, const ConvOperands& operands, void* workspace, co
     if (by_pixels)
       form.pixel_lanes(scratch, image / p.groups, image % p.groups, begin, end, filter0, filter1);
     else
-      form.filter_lanes(scratch, image / p.groups, image % p.groups, begin, end, filter0, filter1,
-                        begin + pixels * div_up(threads.count, filter_splits));
+      form.filter_lanes(scratch, image / p.groups, image % p.groups, begin, end, filter0, filter1);
   });
 }
 

@@ -149,9 +149,9 @@ struct PointwiseWeight {
             const float* a = s.panel + begin * pitch + (d - d0) * rows;
             float* sums = s.sums + (in_one ? 0 : ((block - block0) * parts + part) * H * W);
             if (channels > L)
-              multiply_chunk(rows, a, rows * L, s.piece, count, sums, d > 0, next.next(most), {});
+              multiply_chunk(rows, a, rows * L, s.piece, count, sums, d > 0, next.down(most), {});
             else
-              multiply_chunk<H, 1>(rows, a, rows * L, s.piece, count, sums, d > 0, next.next(most), {});
+              multiply_chunk<H, 1>(rows, a, rows * L, s.piece, count, sums, d > 0, next.down(most), {});
             if (d + count == depth) write(sums, group * g.filters + filter0 + begin, rows, block);
           }
         }
