@@ -110,7 +110,10 @@ void plan_gather(const ConvProblem& p, int available, ConvPlan& plan) {
 
   // Short sums pay more for starting; strides leave gaps in what is packed.
   const double efficiency = taps == 1 ? 0.74 : p.stride_h > 1 ? 0.66 : 0.85;
-  plan.cost = cost::seconds(plan.executed_macs, tile.width / 2, efficiency, threads, p.groups * blocks * tile.width * taps * g.channels * bytes);
+  // A channels_last weight is packed from stretches of one tap each, at half the speed.
+  const int64_t weight = p.groups * blocks * tile.width * taps * g.channels * bytes;
+  const bool stretches = all_taps > 1 && p.weight_strides[1] == 1;
+  plan.cost = cost::seconds(plan.executed_macs, lanes, efficiency, threads, stretches ? 2 * weight : weight);
 }
 
 void plan_weight(const ConvProblem& p, int available, ConvPlan& plan) {

@@ -63,7 +63,7 @@ double seconds(const Geometry& s, const ConvProblem& p, int64_t blocks, bool kep
   const bool near = stays_near(s), far = bytes_kept > 16e6;
   const double stream = near ? 32 : rate == 1 ? (far ? 6 : 14) : 2.5;
   const double hash = real(s.filter_blocks * s.shape.width * s.g.channels * p.r * p.s * 4) / 4;
-  const double fresh = real(blocks * s.filter_blocks * s.g.channels) * (20.0 * real(p.r * p.s) + 6.0 * real(frequencies));
+  const double fresh = real(blocks * s.filter_blocks * s.g.channels) * (20.0 * real(p.r * p.s) + 3.5 * real(frequencies));
   // Cycles per value of a tile and vector of channels: the transforms, and turning planes into lanes of channels.
   const double in = s.g.src[1] == 1 ? 5 : 10, out = s.g.dst[1] == 1 ? 3.6 : 7;
   const double transforms = real(s.tiles * frequencies) * (in * real(div_up(s.g.channels, s.lanes())) +
