@@ -1,10 +1,11 @@
 // 1x1 convolutions, forward and grad_input: y[filter][pixel] = sum over c of w[filter][c] * x[c][pixel].
 //
-// In NCHW lanes are pixels: the filters of a task are packed once (lines of 16 channels, copied as they lie), then for
-// each 32 pixels and chunk of channels the input's lines are copied next to each other and every 14 filters are
-// multiplied with them; results are stored as they are. In NHWC lanes are filters and pixels the rows: the pixels of a
-// task are packed (copied as they lie), then for each 32 filters and chunk the filter is turned and multiplied with every
-// 14 pixels. Nothing is kept between calls: reading a weight for its hash (about 90 cycles per 32 values) would cost more.
+// In NCHW lanes are pixels: the filters of a task are packed once (lines of 16 channels, copied as they lie), then up to
+// 512 pixels at a time the input's planes are copied into pieces of 32 pixels, and every two tiles of 14 filters go over
+// them in order, so that few planes are written at once; results are stored as they are. In NHWC lanes are filters and
+// pixels the rows: filters are turned once, if they stay in the second-level cache, then the pixels of four tiles are
+// packed (copied as they lie) and multiplied with every 32 filters, while the lines of the next four, residuals included,
+// are on their way. Larger filters are turned piece by piece for up to 32 tiles. Nothing is kept between calls.
 //
 // Arithmetic intensity: channels * filters / (2 (channels + filters)) FLOP per byte, 16 for 64 and 64. Two cores of an
 // Intel Xeon balance at 8 (387 GFLOP/s, 46 GB/s), so the multiply-adds are the limit; with few filters packing is, too.
