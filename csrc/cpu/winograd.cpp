@@ -56,19 +56,22 @@ double seconds(const Geometry& s, const ConvProblem& p, int64_t blocks, bool kep
   // A step of the inner loop: two multiply-adds per tile, no fewer than the loads' latency and the sums' stores hide.
   const double multiply = real(steps) * (2 * real(s.tiles) / (0.93 * rate) + 2 * real(parts));
   // A kept filter streams by once per block: bytes per cycle from the second- or third-level cache or memory (an AMD
-  // EPYC, or with two multiply-adds per cycle an Intel Xeon, whose third level is as far as memory once a network's other
-  // filters have passed). Its weight is read for the hash, by one thread. A fresh one costs its transform: cycles per
-  // channel and filter block, measured on the Xeon.
+  // EPYC, or with two multiply-adds per cycle an Intel Xeon). On the Xeon the first block waits for it, since a network's
+  // other filters have passed through the caches. Its weight is read for the hash, by one thread. A fresh one costs its
+  // transform: cycles per channel and filter block, measured on the Xeon; and its blocks of tiles are larger, so that
+  // their products come from the second-level cache.
   const double bytes_kept = real(steps * s.shape.width) * 4;
   const bool near = stays_near(s), far = bytes_kept > 16e6;
-  const double stream = near ? 32 : rate == 1 ? (far ? 6 : 14) : 2.5;
+  const double stream = near ? 32 : rate == 1 ? (far ? 6 : 14) : 9;
+  const double first = near || rate == 1 ? 0 : bytes_kept / 2.5;
   const double hash = real(s.filter_blocks * s.shape.width * s.g.channels * p.r * p.s * 4) / 4;
   const double fresh = real(blocks * s.filter_blocks * s.g.channels) * (20.0 * real(p.r * p.s) + 3.5 * real(frequencies));
   // Cycles per value of a tile and vector of channels: the transforms, and turning planes into lanes of channels.
   const double in = s.g.src[1] == 1 ? 5 : 10, out = s.g.dst[1] == 1 ? 3.6 : 7;
   const double transforms = real(s.tiles * frequencies) * (in * real(div_up(s.g.channels, s.lanes())) +
                                                             out * real(div_up(s.g.filters, s.lanes())));
-  const double products = kept ? std::max(multiply, real(blocks) * bytes_kept / stream) : multiply + fresh;
+  const double products = kept ? std::max(multiply, real(blocks) * bytes_kept / stream) + first
+                               : 1.1 * multiply + fresh;
   const double work = real(p.groups) * (products + transforms + (kept ? hash * threads : 0));
   const double bytes = real(p.minimum_bytes());
   return (work / cost::kCyclesPerSecond + bytes / cost::kBytesPerSecond) / threads +
@@ -194,7 +197,9 @@ void plan_form(const ConvProblem& p, int64_t m, int threads, ConvPlan& plan) {
   plan_gather(p, m, true, threads, plan);
   if (stays_near(geometry_of(p, m)) && !processor().always_fresh) return;
   plan_gather(p, m, false, threads, fresh);
-  if (fresh.cost < 1.05 * plan.cost || processor().always_fresh) plan = fresh;  // of near equals: it keeps no memory
+  if (fresh.cost > 1.1 * plan.cost && !processor().always_fresh) return;
+  fresh.cost = std::min(fresh.cost, plan.cost);  // near equals: the one that keeps no memory is taken for the other
+  plan = fresh;
 }
 
 // Minimal filtering F(m x m, r x r) by its name: for grad_weight the filter is the output, and m x m pixels the filter.
