@@ -234,3 +234,11 @@ def test_build_info():
     assert info["cxx_standard"] >= 201703
     assert set(_C.cpu_isas()) <= set(info["cpu_isas"])
     assert info["compiler"] and isinstance(info["cuda"], bool)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("sizes", ["n1c0h4w4 k4r1s1", "n1c4h4w4 k0r1s1", "n2c0h4w4 k4r3s3"])
+def test_problems_without_channels_or_filters_are_refused_in_words(sizes, layout):
+    answers = _C.explain(f"conv {sizes} st1 pd0 dl1 g1 f32 {layout} fwd", 1)
+    for candidate in (a for a in answers if a["device"] == "cpu"):
+        assert not candidate["ok"] and "nothing to compute" in candidate["reason"]

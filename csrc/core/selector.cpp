@@ -14,12 +14,17 @@ bool wants_determinism(const Problem&) {
 }
 bool wants_determinism(const ConvProblem& p) { return p.deterministic; }
 
+// The operators know the results of such problems, which have no elements or are zero, without a row.
+bool has_nothing_to_sum(const PoolProblem&) { return false; }
+bool has_nothing_to_sum(const ConvProblem& p) { return p.c == 0 || p.k == 0; }
+
 template <class Row, class Problem>
 Status answer(const Row& row, const Problem& p, Device device) {
   if (row.device != device) return Status::refuse(std::string("runs on ") + name(row.device) + " only");
   if (!(row.passes & bit(p.pass))) return Status::refuse(std::string("does not do ") + name(p.pass));
   if (!(row.dtypes & bit(p.dtype))) return Status::refuse(std::string("does not take ") + name(p.dtype));
   if (wants_determinism(p) && !row.deterministic) return Status::refuse("is not deterministic");
+  if (has_nothing_to_sum(p)) return Status::refuse("no channels or no filters: there is nothing to compute");
   return row.supports(p);
 }
 
