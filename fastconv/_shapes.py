@@ -99,10 +99,9 @@ def conv2d(input, weight, bias, residual, stride, padding, dilation, groups, act
     return _empty_like(sizes, input, weight)
 
 
-def conv2d_batch_norm(
-    input, weight, bias, residual, running_mean, running_var, gamma, beta, eps, *rest
-):
-    for vector, name in ((running_mean, "running_mean"), (running_var, "running_var"), (gamma, "weight"), (beta, "bias")):
+def conv2d_batch_norm(input, weight, bias, residual, running_mean, running_var, gamma, beta, eps, *rest):
+    vectors = (running_mean, "running_mean"), (running_var, "running_var"), (gamma, "weight"), (beta, "bias")
+    for vector, name in vectors:
         if vector is not None:
             _check_sizes(vector, weight.shape[:1], name)
     return conv2d(input, weight, bias, residual, *rest)

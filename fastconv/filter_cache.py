@@ -51,8 +51,8 @@ def clear_filter_cache() -> None:
 def freeze(module: torch.nn.Module) -> torch.nn.Module:
     """Promise that the module's convolution weights stay as they are; returns the module.
 
-    Saves the hash at each call: reading the weight once, at 12 GB/s from memory. Breaking the promise gives results of the
-    old weight, so :func:`unfreeze` first. A weight that is replaced by another tensor is not frozen.
+    Saves the hash at each call: reading the weight once, at 12 GB/s from memory. Breaking the promise gives results of
+    the old weight, so :func:`unfreeze` first. A weight that is replaced by another tensor is not frozen.
     """
     return _freeze(module, True)
 

@@ -84,9 +84,7 @@ def conv2d(
             return output
         return _conv2d(input, weight, bias, stride, padding, dilation, groups, activation, residual, algorithm)
     except ARGUMENT_ERRORS as error:
-        given = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-        required = (input, weight) if bias is None else (input, weight, bias)
-        raise as_torch(error, conv2d, F.conv2d, required, given) from None
+        raise _conv2d_error(error, input, weight, bias, stride, padding, dilation, groups) from None
 
 
 def conv2d_batch_norm(
@@ -105,21 +103,12 @@ def conv2d_batch_norm(
             )  # fmt: skip
             if output is not None:
                 return output
-        activation = activations.operator_word(activation)
-        algorithm = selection.resolve(selection.check_algorithm(algorithm))
-        stride = pair(stride, "stride")
-        dilation = pair(dilation, "dilation")
-        padding = sides(padding, weight, stride, dilation)
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            input, weight, bias, residual = autocast(input, weight, bias, residual)
-        return ops.conv2d_batch_norm(
-            input, weight, bias, residual, *statistics, stride, padding, dilation, groups, activation, algorithm,
-            accuracy.current,
-        )  # fmt: skip
+        tensors, geometry, how = _conv2d_arguments(
+            input, weight, bias, residual, stride, padding, dilation, groups, activation, algorithm
+        )
+        return ops.conv2d_batch_norm(*tensors, *statistics, *geometry, *how)
     except ARGUMENT_ERRORS as error:
-        given = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-        required = (input, weight) if bias is None else (input, weight, bias)
-        raise as_torch(error, conv2d, F.conv2d, required, given) from None
+        raise _conv2d_error(error, input, weight, bias, stride, padding, dilation, groups) from None
 
 
 def conv2d_relu(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, algorithm="auto"):
@@ -280,33 +269,36 @@ def adaptive_avg_pool2d(input, output_size):
 # --- the operators, or their Functions where a derivative may be wanted ----------------------------------------
 
 
-def _conv2d(input, weight, bias, stride, padding, dilation, groups, activation, residual, algorithm):
+def _conv2d_error(error, input, weight, bias, stride, padding, dilation, groups):
+    given = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    required = (input, weight) if bias is None else (input, weight, bias)
+    return as_torch(error, conv2d, F.conv2d, required, given)
+
+
+def _conv2d_arguments(input, weight, bias, residual, stride, padding, dilation, groups, activation, algorithm):
+    """The operator's: (input, weight, bias, residual), (stride ... groups), (activation, algorithm, accuracy)."""
     activation = activations.operator_word(activation)
     algorithm = selection.resolve(selection.check_algorithm(algorithm))
     stride = pair(stride, "stride")
     dilation = pair(dilation, "dilation")
     padding = sides(padding, weight, stride, dilation)
+    tensors = input, weight, bias, residual
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        input, weight, bias, residual = autocast(input, weight, bias, residual)
+        tensors = autocast(*tensors)
+    return tensors, (stride, padding, dilation, groups), (activation, algorithm, accuracy.current)
+
+
+def _conv2d(input, weight, bias, stride, padding, dilation, groups, activation, residual, algorithm):
+    (input, weight, bias, residual), geometry, (activation, *how) = _conv2d_arguments(
+        input, weight, bias, residual, stride, padding, dilation, groups, activation, algorithm
+    )
     single = input.dim() == 3
     if single:
         input = input.unsqueeze(0)
         residual = residual if residual is None else residual.unsqueeze(0)
     apart = activations.needs_input(activation) and may_differentiate(input, weight, bias, residual)
     operator = ops.conv2d if torch.compiler.is_compiling() else autograd.conv2d
-    output = operator(
-        input,
-        weight,
-        bias,
-        residual,
-        stride,
-        padding,
-        dilation,
-        groups,
-        "none" if apart else activation,
-        algorithm,
-        accuracy.current,
-    )
+    output = operator(input, weight, bias, residual, *geometry, "none" if apart else activation, *how)
     if apart:
         output = activations.apply(activation, output)
     return output.squeeze(0) if single else output

@@ -116,10 +116,6 @@ Tensor contiguous_bias(const Tensor& bias, int64_t size, const Tensor& weight, c
   return bias.contiguous();
 }
 
-}  // namespace
-
-namespace {
-
 // scale: of the type that sums have, or undefined.
 Tensor convolve(const Backend& backend, const Tensor& input, const Tensor& weight, const Tensor& scale,
                 const OptionalTensor& bias, const OptionalTensor& residual, const ConvArguments& a) {
@@ -162,9 +158,9 @@ Tensor convolve(const Backend& backend, const Tensor& input, const Tensor& weigh
 Tensor statistic(const Tensor& vector, const char* name, int64_t filters, const Tensor& input, at::ScalarType type) {
   TORCH_CHECK(vector.dim() == 1 && vector.size(0) == filters, name, " should contain ", filters, " elements not ",
               vector.numel());
-  TORCH_CHECK(vector.device() == input.device() && vector.is_floating_point() && vector.layout() == at::kStrided, "fastconv: expected ", name,
-              " to be dense, of a floating point type and on ", input.device(), ", but it is ", vector.layout(), ", ",
-              vector.scalar_type(), ", on ", vector.device());
+  TORCH_CHECK(vector.device() == input.device() && vector.is_floating_point() && vector.layout() == at::kStrided,
+              "fastconv: expected ", name, " to be dense, of a floating point type and on ", input.device(),
+              ", but it is ", vector.layout(), ", ", vector.scalar_type(), ", on ", vector.device());
   return vector.to(type).contiguous();
 }
 

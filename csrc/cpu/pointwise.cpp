@@ -147,8 +147,9 @@ bool pointwise_plan(const ConvProblem& p, int available, ConvPlan& plan) {
   const int64_t fitting = cache / 4 / 4 / tile.height / std::max<int64_t>(depth, 1);
   const int64_t near_group = std::clamp<int64_t>(std::min(1024 / std::max<int64_t>(padded_filters, 1), fitting),
                                                  kNearGroupTiles, kGroupTiles);
-  const int64_t group = by_pixels ? std::clamp<int64_t>(cache / 4 / 4 / values, 1, std::min(kPixelGroup, div_up(pixels, tile.width)))
-                                  : whole_filter ? near_group : kGroupTiles;
+  const int64_t pixel_group =
+      std::clamp<int64_t>(cache / 4 / 4 / values, 1, std::min(kPixelGroup, div_up(pixels, tile.width)));
+  const int64_t group = by_pixels ? pixel_group : whole_filter ? near_group : kGroupTiles;
   plan.detail[kForm] = form;
   plan.detail[kPixels] = pixels;
   plan.detail[kPixelSplits] = pixel_splits;
@@ -162,7 +163,8 @@ bool pointwise_plan(const ConvProblem& p, int available, ConvPlan& plan) {
                                               : chunk * tile.width;
   plan.detail[pointwise::kSumValues] = group * (by_pixels ? kFilterGroup : 1) * tile.height * tile.width;
   plan.detail[pointwise::kThreadBytes] =
-      4 * (plan.detail[kPanelValues] + plan.detail[kPiecesValues] + plan.detail[pointwise::kSumValues]) + 4 * kArenaSlack;
+      4 * (plan.detail[kPanelValues] + plan.detail[kPiecesValues] + plan.detail[pointwise::kSumValues]) +
+      4 * kArenaSlack;
   plan.workspace_bytes = threads * arena_round(plan.detail[pointwise::kThreadBytes]) + kArenaSlack;
 
   const int64_t across = by_pixels ? v.pixels : g.filters, down = by_pixels ? g.filters : v.pixels;

@@ -35,8 +35,8 @@ enum WeightDetail {
   kWeightBytes,    // of a thread
 };
 
-// Tiles that share a packed chunk of filters, at most; where all filters stay packed, fewer: their results, residuals and
-// pixels then lie next to each other, so that memory is read and written in order.
+// Tiles that share a packed chunk of filters: at most; and at least where all filters stay packed, where few tiles are
+// better if the filters are many: their results, residuals and pixels then lie next to each other.
 constexpr int64_t kGroupTiles = 32, kNearGroupTiles = 4;
 // pixel_lanes: tile widths of pixels that are packed together, at most, and tiles of filters that share them.
 constexpr int64_t kPixelGroup = 16, kFilterGroup = 2;

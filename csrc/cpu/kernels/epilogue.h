@@ -1,5 +1,4 @@
-// From a tile of finished sums to the output tensor: scale, bias, residual, activation, narrowing, any strides. The one place
-// on the CPU that knows what an epilogue is.
+// From a tile of finished sums to the output tensor: scale, bias, residual, activation, narrowing, any strides.
 #pragma once
 
 #include "activation.h"
@@ -79,7 +78,7 @@ struct Epilogue {
       for (int v = 0; v < kTileVectors; ++v) store(acc + m * W + v * L, finished_sum(acc + m * W + v * L, v));
   }
   static void add_residual(A* acc, int64_t rows, int64_t filters, const TileOutput<T>& out) {
-    A more[kTileHeight * W];
+    A more[kTileHeight * W];  // lanes beyond `filters` are anything: they are not stored
     pack(Reader<T>{out.residual, out.residual_filter_stride, out.residual_pixel_stride}, filters, rows,
          [&](int64_t m) { return more + m * W; });
     for (int64_t m = 0; m < rows; ++m)

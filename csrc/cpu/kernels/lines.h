@@ -44,7 +44,8 @@ struct RowLines {
   LineRun along(int64_t most) {
     if (at >= count() || most <= 0) return {base, 0, 0};
     const int64_t line = at % lines;
-    const LineRun run{base + at / lines * pitch + line * kLineBytes, kLineBytes, most < lines - line ? most : lines - line};
+    const LineRun run{base + at / lines * pitch + line * kLineBytes, kLineBytes,
+                      most < lines - line ? most : lines - line};
     at += run.count;
     return run;
   }

@@ -90,8 +90,8 @@ struct WinogradRun {
       }
   }
 
-  // The same, transforming them here, kFlush channels and one row of frequencies at a time: the taps of those and the
-  // transformed row, `chunk`, stay in the first-level cache.
+  // The same, transforming them here, kFlush channels and one row of frequencies at a time: `chunk` holds their
+  // taps and the transformed row, 37 and 25 KB for 3x3 by F(4x4) with AVX-512, where all frequencies would take 150.
   void multiply_fresh(int64_t group, int64_t k0, int64_t count, const float* input, float* sums, float* chunk,
                       LineWalk& writes) const {
     constexpr int64_t kStride = winograd::chunk_stride(W), kLines = kFlush / kPrefetchEvery;

@@ -87,8 +87,8 @@ inline void transform_taps(const float* staged, int64_t channels, float* dst, in
   }
 }
 
-// The same by rows of frequencies: calls use(row) when dst holds row `row`, n frequencies `stride` floats apart. Sums that two rows share are formed twice, which costs less than passing all n^2 frequencies
-// through the second-level cache.
+// The same by rows of frequencies: calls use(row) when dst holds row `row`, n frequencies `stride` floats apart. Sums
+// that two rows share are formed twice.
 template <class F, int Row = 0, class Use>
 inline void transform_rows_of_taps(const float* staged, int64_t channels, int64_t tap_stride, float* dst, int64_t stride,
                                    Use&& use) {
