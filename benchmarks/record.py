@@ -4,6 +4,7 @@ Every layer of the networks and the networks as wholes, in both layouts, beside 
 kept in FOLDER/parts: an interrupted recording, or one whose time was up, goes on where it stopped.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -147,7 +148,8 @@ class Recording:
                         self.failed |= answer["failed"]
                         self._tell(part, answer)
             finally:
-                process.stdin.close()
+                with contextlib.suppress(BrokenPipeError):  # words that a process which has died never read
+                    process.stdin.close()
                 if self.interrupted and process.poll() is None and sys.exc_info()[0]:
                     process.terminate()
 

@@ -105,8 +105,17 @@ def test_parts_of_another_build_are_measured_again(tmp_path, monkeypatch):
     assert record.Recording(tmp_path, settings, None).done() == {}
 
 
-def test_a_process_that_dies_is_said_and_keeps_what_was_measured(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("when", ["before the first words", "any time"])
+def test_a_process_that_dies_is_said_and_keeps_what_was_measured(tmp_path, capsys, monkeypatch, when):
     monkeypatch.setattr(record.sys, "executable", "/bin/false")
+    if when != "any time":
+        send = record.Recording._send
+
+        def send_to_the_dead(self, process, **words):
+            process.wait()
+            send(self, process, **words)
+
+        monkeypatch.setattr(record.Recording, "_send", send_to_the_dead)
     assert main(["record", str(tmp_path), *LENET]) == 1
     assert "the measuring process ended with status 1" in capsys.readouterr().err
 
