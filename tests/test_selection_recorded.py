@@ -14,12 +14,10 @@ RECORDED = sorted(pathlib.Path(__file__).parent.joinpath("data").glob("selection
 def recorded(request):
     """{text: {row: seconds}}; the cost models believe that they run on the processor of the record."""
     facts, times = selection.read(request.param)
-    before, isa = _C.processor(), _C.cpu_isa()
-    _C.set_cpu_isa(facts["isa"])
-    _C.set_processor(int(facts["multiply_adds"]), int(facts["second_level"]), False)
+    before = _C.processor()
+    _C.set_processor(int(facts["multiply_adds"]), int(facts["second_level"]), False, facts["isa"])
     yield times
     _C.set_processor(**before)
-    _C.set_cpu_isa(isa)
 
 
 def test_there_is_a_record():

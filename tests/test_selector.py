@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch  # noqa: F401  before _C, which links against its libraries
+import torch
 
+import fastconv
 from fastconv import _C
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -219,6 +220,28 @@ def test_plans_follow_the_isa_in_every_thread(best_isa):
             assert _C.select(text)["cost"] == costs[isa]
             assert other.submit(_C.select, text).result()["cost"] == costs[isa]
     assert len(set(costs.values())) == len(costs)  # else nothing above could fail
+
+
+def test_plans_for_an_isa_that_is_not_in_use_do_not_run():
+    """What a record of another machine is held against; the kernels of this one would not fit such plans."""
+    text = "conv n1c64h28w28 k64r3s3 st1 pd1 dl1 g1 f32 nchw fwd"
+    before, costs = _C.processor(), set()
+    assert before["other_isa"] is None
+    x, weight = torch.randn(1, 64, 28, 28), torch.randn(64, 64, 3, 3)
+    try:
+        for isa in ("scalar", "avx2", "avx512"):
+            _C.set_processor(**{**before, "other_isa": isa})
+            assert _C.processor()["other_isa"] == isa
+            costs.add(chosen_by_explain(text)["cost"])
+            for call in (lambda: fastconv.functional.conv2d(x, weight), lambda: fastconv.functional.max_pool2d(x, 2)):
+                with pytest.raises(RuntimeError, match=f"plans are made for {isa} now, for tests"):
+                    call()
+        with pytest.raises(RuntimeError, match="there is no instruction set altivec"):
+            _C.set_processor(**{**before, "other_isa": "altivec"})
+    finally:
+        _C.set_processor(**before)
+    assert len(costs) == 3
+    assert fastconv.functional.conv2d(x, weight).shape == (1, 64, 26, 26)
 
 
 def test_an_unusable_isa_is_refused(best_isa):

@@ -142,7 +142,7 @@ Tensor convolve(const Backend& backend, const Tensor& input, const Tensor& weigh
     p.aux_strides = strides_of(*residual);
     o.aux = residual->const_data_ptr();
   }
-  Tensor out = at::empty(sizes, input.options(), format_of_either(input, weight));
+  Tensor out = empty_result(sizes, input.options(), format_of_either(input, weight));
   if (out.numel() == 0) return out;
   p.x_strides = strides_of(input), p.weight_strides = strides_of(weight), p.y_strides = strides_of(out);
   p.x_align = alignment_of(input), p.weight_align = alignment_of(weight), p.y_align = alignment_of(out);
@@ -194,7 +194,7 @@ Tensor conv2d_grad_input(const Backend& backend, const Tensor& grad_output, cons
   check_same_kind(weight, "weight", grad_output, "grad_output");
   ConvOperands o;
   take_grad_output(p, o, grad_output, output);
-  Tensor out = at::empty(input_size, grad_output.options(), format_of_either(grad_output, weight));
+  Tensor out = empty_result(input_size, grad_output.options(), format_of_either(grad_output, weight));
   if (out.numel() == 0) return out;
   p.x_strides = strides_of(out), p.weight_strides = strides_of(weight);
   p.x_align = alignment_of(out), p.weight_align = alignment_of(weight);
@@ -214,7 +214,7 @@ std::tuple<Tensor, Tensor> conv2d_grad_weight(const Backend& backend, const Tens
   check_same_kind(grad_output, "grad_output", input, "input");
   ConvOperands o;
   take_grad_output(p, o, grad_output, output);
-  Tensor out = at::empty(weight_size, input.options(), format_of_either(input, grad_output));
+  Tensor out = empty_result(weight_size, input.options(), format_of_either(input, grad_output));
   Tensor grad_bias = at::empty({bias ? p.k : 0}, input.options());
   if (input.numel() == 0) return {out.zero_(), grad_bias.zero_()};
   p.x_strides = strides_of(input), p.weight_strides = strides_of(out);
@@ -286,7 +286,7 @@ Tensor conv_transpose2d(const Backend& backend, const Tensor& input, const Tenso
     o.bias = own_bias.const_data_ptr();
     p.bias = 1;
   }
-  Tensor out = at::empty(sizes, input.options(), format_of_either(input, weight));
+  Tensor out = empty_result(sizes, input.options(), format_of_either(input, weight));
   if (out.numel() == 0) return out;
   take_grad_output(p, o, input, {});
   Tensor inner = out;

@@ -5,6 +5,7 @@
 #include <c10/util/Exception.h>
 
 #include "../core/selector.h"
+#include "../cpu/processor.h"
 #include "filter_cache.h"
 #include "simulated.h"
 
@@ -46,6 +47,11 @@ class Workspace {
   void* data_ = nullptr;
 };
 
+void require_own_isa() {
+  TORCH_CHECK(!cpu::processor().other_isa, "fastconv: plans are made for ", cpu::name(cpu::processor().isa()),
+              " now, for tests: nothing runs on the CPU");
+}
+
 template <class Problem, class Operands, class Plan>
 void run_plan(const Problem& problem, const Operands& operands, const Plan& plan, const Execution& exec) {
   // A filter that was kept leaves its part of the workspace untouched: those pages are never even mapped.
@@ -57,6 +63,7 @@ void run_plan(const Problem& problem, const Operands& operands, const Plan& plan
 void run_conv(const ConvProblem& problem, const ConvOperands& operands, const Tensor& weight,
               std::string_view algorithm) {
   if (simulated_gpu()) return simulated_run_conv(problem, operands, algorithm);
+  require_own_isa();
   try {
     const ConvPlan plan = select(problem, Device::cpu, thread_count(), algorithm);
     Execution exec = execution(plan.threads);
@@ -71,6 +78,7 @@ void run_conv(const ConvProblem& problem, const ConvOperands& operands, const Te
 
 void run_pool(const PoolProblem& problem, const PoolOperands& operands) {
   if (simulated_gpu()) return simulated_run_pool(problem, operands);
+  require_own_isa();
   try {
     const PoolPlan& plan = select(problem, Device::cpu, thread_count());
     run_plan(problem, operands, plan, execution(plan.threads));

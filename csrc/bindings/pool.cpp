@@ -129,7 +129,7 @@ DType averaged_type(const Tensor& tensor, const PoolArguments& a) {
 // Reads `in`, writes a new tensor in the same memory format. Both passes and the gather look like this.
 Tensor run(const Backend& backend, PoolProblem& p, PoolOperands& o, const Tensor& in) {
   const bool forward = p.pass != Pass::grad_input;
-  Tensor out = at::empty(forward ? p.y_sizes() : p.x_sizes(), in.options(), format_of(in));
+  Tensor out = empty_result(forward ? p.y_sizes() : p.x_sizes(), in.options(), format_of(in));
   if (out.numel() == 0) return out;
   if (in.numel() == 0) return out.zero_();  // an adaptive pool without windows sends nothing back
   p.x_strides = strides_of(forward ? in : out);

@@ -1,6 +1,10 @@
 #include "tensors.h"
 
+#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace fastconv::bindings {
 
@@ -28,6 +32,19 @@ Strides4 strides_of(const Tensor& tensor) {
 uint8_t alignment_of(const Tensor& tensor) {
   const auto address = reinterpret_cast<uint64_t>(tensor.const_data_ptr());
   return static_cast<uint8_t>(__builtin_ctzll(address | uint64_t{1} << kFullAlignment));
+}
+
+Tensor empty_result(IntArrayRef sizes, const at::TensorOptions& options, at::MemoryFormat format) {
+  Tensor out = at::empty(sizes, options, format);
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kHuge = 2 << 20;
+  if (out.is_cpu() && out.nbytes() >= 2 * kHuge) {
+    const auto data = reinterpret_cast<uintptr_t>(out.mutable_data_ptr());
+    const uintptr_t begin = (data + kHuge - 1) & -kHuge, end = (data + out.nbytes()) & -kHuge;
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: nothing is lost where it is not taken
+  }
+#endif
+  return out;
 }
 
 at::MemoryFormat format_of(const Tensor& tensor) { return tensor.suggest_memory_format(); }

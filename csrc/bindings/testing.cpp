@@ -116,6 +116,7 @@ void* pointer(const py::dict& addresses, const char* name) {
 void run_row(const std::string& text, const std::string& row, const py::dict& addresses, int threads, bool prepacked,
              const std::string& on) {
   const Device device = on == "cuda" ? Device::cuda : on == "simulated" ? Device::simulated : Device::cpu;
+  if (device == Device::cpu && cpu::processor().other_isa) throw std::runtime_error("fastconv: plans are for another ISA");
   if (text.rfind("conv ", 0) == 0) {
     ConvOperands o{pointer(addresses, "x"),     pointer(addresses, "weight"), pointer(addresses, "y"),
                    pointer(addresses, "bias"),  pointer(addresses, "scale"),  pointer(addresses, "aux"),
@@ -169,11 +170,14 @@ py::list winograd_forms() {
 py::dict processor() {
   const cpu::Processor& p = cpu::processor();
   return py::dict(py::arg("multiply_adds") = p.multiply_adds, py::arg("second_level") = p.second_level,
-                  py::arg("always_fresh") = p.always_fresh);
+                  py::arg("always_fresh") = p.always_fresh,
+                  py::arg("other_isa") = p.other_isa ? py::cast(cpu::name(*p.other_isa)) : py::none());
 }
 
-void set_processor(int multiply_adds, int64_t second_level, bool always_fresh) {
-  cpu::set_processor({multiply_adds, second_level, always_fresh});
+void set_processor(int multiply_adds, int64_t second_level, bool always_fresh, std::optional<std::string> other_isa) {
+  cpu::Processor p{multiply_adds, second_level, always_fresh};
+  if (other_isa) p.other_isa = cpu::isa_of(*other_isa);
+  cpu::set_processor(p);
   forget_plans();
 }
 
@@ -182,7 +186,9 @@ void set_processor(int multiply_adds, int64_t second_level, bool always_fresh) {
 void add_testing(py::module_& m) {
   m.def("processor", &processor, "What the CPU's cost models know of the processor, a dict.");
   m.def("set_processor", &set_processor, py::arg("multiply_adds"), py::arg("second_level"), py::arg("always_fresh"),
-        "What they shall believe from now on. For tests.");
+        py::arg("other_isa") = py::none(),
+        "What they shall believe from now on. With other_isa they plan for kernels of that instruction set, and nothing\n"
+        "runs on the CPU. For tests.");
   m.def("winograd_forms", &winograd_forms,
         "The matrices of every form of Winograd's algorithm: (outputs, taps, A^T, G, B^T), as nested lists.");
   m.def("run_row", &run_row, py::arg("text"), py::arg("row"), py::arg("addresses"), py::arg("threads") = 1,

@@ -14,7 +14,9 @@ namespace {
 // Packed input per thread: half of the second-level cache.
 int64_t band_bytes() { return processor().second_level / 2; }
 // Products that are summed in registers: a chunk of the filter, which shares the first-level cache with a tile's input.
-constexpr int64_t kChunkProducts = 144;
+constexpr int64_t kChunkProducts = 147;
+
+constexpr int64_t kSmallFilter = 64 << 10;
 
 int64_t value_bytes(DType t) { return t == DType::f64 || is_integer(t) ? 8 : 4; }
 
@@ -53,7 +55,10 @@ int64_t chunk_channels(int64_t channels, int64_t taps, int64_t lanes) {
 
 }  // namespace
 
-TileShape tile_shape(DType dtype) { return FASTCONV_DISPATCH(kernel_tile_shape, dtype); }
+TileShape tile_shape(DType dtype) {
+  const Isa isa = processor().isa();
+  return {tile_height(isa), kTileVectors * vector_bytes(isa) / value_bytes(dtype)};
+}
 
 Status direct_supports(const ConvProblem& p) { return takes_activation(p); }
 
@@ -99,9 +104,12 @@ void plan_gather(const ConvProblem& p, int available, ConvPlan& plan) {
   plan.detail[kChunkChannels] = chunk;
   plan.detail[kThreadBytes] =
       (band.values + (chunk * all_taps + direct::kGroupTiles * tile.height) * tile.width) * bytes +
-      (band.slots + group_rows * (2 * all_taps + 1)) * 8 + 7 * kArenaSlack;
-  plan.detail[kPackedFilter] =
-      gather_phases(p) > 1 ? p.groups * blocks * tile.width * all_taps * div_up(g.channels, chunk) * chunk : 0;
+      (band.slots + group_rows * (2 * all_taps * direct::listed_channels(chunk, g.channels) + 1)) * 8 + 7 * kArenaSlack;
+  // Packed as a whole where phases share it, or where a small one would be packed again for every group of tiles.
+  const int64_t all_values = p.groups * blocks * tile.width * all_taps * div_up(g.channels, chunk) * chunk;
+  const int64_t tiles = images * g.rows.out * div_up(g.cols.out, tile.height);
+  const bool small = all_values * bytes <= kSmallFilter && tiles > 4 * direct::kGroupTiles;
+  plan.detail[kPackedFilter] = gather_phases(p) > 1 || small ? all_values : 0;
   plan.workspace_bytes =
       plan.detail[kPackedFilter] * bytes + threads * arena_round(plan.detail[kThreadBytes]) + 2 * kArenaSlack;
   // A last block of at most one vector of filters takes one.

@@ -27,9 +27,14 @@ static inline Status takes_activation(const ConvProblem& p) {
 namespace direct {
 // Tiles that share a packed chunk of the filter, at most; their sums take 57 KB in fp32.
 constexpr int64_t kGroupTiles = 32;
+// With few channels a tile's walk lists every product, channels too, and is one flat loop: a loop over three channels for
+// each tap costs as much as its products. How many of a chunk's channels are listed for each tap.
+static inline int64_t listed_channels(int64_t chunk, int64_t channels) {
+  return chunk < 8 && channels % chunk == 0 ? chunk : 1;
+}
 }  // namespace direct
 
-// The number of output pixels and filters of one register tile for the ISA in use and a problem's dtype.
+// The number of output pixels and filters of one register tile, for the ISA that is planned for and a problem's dtype.
 struct TileShape {
   int64_t height, width;
 };
@@ -43,7 +48,6 @@ static inline int64_t merged_columns(const ConvProblem& p, int64_t tile_height) 
   return merge ? (p.q() - 1) * p.stride_w + p.s : 0;
 }
 
-FASTCONV_KERNEL(TileShape, kernel_tile_shape, DType)
 FASTCONV_KERNEL(Status, direct_gather, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)
 FASTCONV_KERNEL(Status, direct_weight, const ConvPlan&, const ConvOperands&, void* workspace, const Execution&)
 

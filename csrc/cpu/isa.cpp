@@ -54,6 +54,12 @@ Isa isa() {
   return isa;
 }
 
+Isa isa_of(const std::string& wanted) {
+  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512})
+    if (wanted == name(isa)) return isa;
+  throw std::runtime_error("fastconv: there is no instruction set " + wanted + "; there are scalar, avx2, avx512");
+}
+
 void set_isa(const std::string& wanted) { chosen.store(static_cast<int>(find(wanted)), std::memory_order_relaxed); }
 
 }  // namespace fastconv::cpu

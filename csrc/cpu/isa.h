@@ -2,6 +2,7 @@
 // cpu::scalar, cpu::avx2 and cpu::avx512; everything else is baseline code.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -10,12 +11,18 @@ namespace fastconv::cpu {
 enum class Isa { scalar, avx2, avx512 };
 
 const char* name(Isa);
+// What plans have to know of kernels of an ISA that may not be the one in use; kernels assert that it holds for them.
+constexpr int64_t vector_bytes(Isa isa) { return isa == Isa::avx512 ? 64 : isa == Isa::avx2 ? 32 : 16; }
+constexpr int64_t tile_height(Isa isa) { return isa == Isa::avx512 ? 14 : isa == Isa::avx2 ? 6 : 5; }
+constexpr int64_t kTileVectors = 2;  // across a register tile
 // Those that were compiled and that this CPU has, plainest first.
 std::vector<Isa> usable_isas();
 // The one in use: the best usable one, or what FASTCONV_CPU_ISA names. Throws std::runtime_error if that is unusable.
 Isa isa();
 // For tests: changes the choice for calls that follow. Throws like isa().
 void set_isa(const std::string& name);
+// The ISA of that name, usable or not. Throws std::runtime_error if there is none.
+Isa isa_of(const std::string& name);
 
 }  // namespace fastconv::cpu
 

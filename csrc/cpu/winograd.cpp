@@ -33,6 +33,8 @@ struct Geometry {
   int64_t m, n, tiles, filter_blocks;
   TileShape shape;
   int64_t lanes() const { return shape.width / 2; }
+  // Vectors of at most eight lanes, AVX2: constants for them were measured on an AMD EPYC of the third generation.
+  bool narrow() const { return lanes() <= 8; }
 };
 
 Geometry geometry_of(const ConvProblem& p, int64_t m) {
@@ -60,18 +62,20 @@ double seconds(const Geometry& s, const ConvProblem& p, int64_t blocks, bool kep
   // other filters have passed through the caches. Its weight is read for the hash, by one thread. A fresh one costs its
   // transform: cycles per channel and filter block, measured on the Xeon; and its blocks of tiles are larger, so that
   // their products come from the second-level cache.
+  // With eight lanes filters are prefetched: memory gives 2.2 bytes per cycle beside the products, later blocks 10.
   const double bytes_kept = real(steps * s.shape.width) * 4;
   const bool near = stays_near(s), far = bytes_kept > 16e6;
-  const double stream = near ? 32 : rate == 1 ? (far ? 6 : 14) : 9;
-  const double first = near || rate == 1 ? 0 : bytes_kept / 2.5;
+  const double stream = near ? 32 : s.narrow() ? 10 : rate == 1 ? (far ? 6 : 14) : 9;
+  const double first = near || s.narrow() || rate == 1 ? 0 : bytes_kept / 2.5;
+  const double reading = real(blocks) * bytes_kept / stream + (near || !s.narrow() ? 0 : bytes_kept / 2.2 - bytes_kept / stream);
   const double hash = real(s.filter_blocks * s.shape.width * s.g.channels * p.r * p.s * 4) / 4;
   const double fresh = real(blocks * s.filter_blocks * s.g.channels) * (20.0 * real(p.r * p.s) + 3.5 * real(frequencies));
   // Cycles per value of a tile and vector of channels: the transforms, and turning planes into lanes of channels.
   const double in = s.g.src[1] == 1 ? 5 : 10, out = s.g.dst[1] == 1 ? 3.6 : 7;
   const double transforms = real(s.tiles * frequencies) * (in * real(div_up(s.g.channels, s.lanes())) +
                                                             out * real(div_up(s.g.filters, s.lanes())));
-  const double products = kept ? std::max(multiply, real(blocks) * bytes_kept / stream) + first
-                               : 1.1 * multiply + fresh;
+  const double products = kept ? std::max(multiply, reading) + first
+                               : s.narrow() ? 1.4 * multiply + 1.55 * fresh : 1.1 * multiply + fresh;
   const double work = real(p.groups) * (products + transforms + (kept ? hash * threads : 0));
   const double bytes = real(p.minimum_bytes());
   return (work / cost::kCyclesPerSecond + bytes / cost::kBytesPerSecond) / threads +
@@ -107,8 +111,10 @@ void plan_gather(const ConvProblem& p, int64_t m, bool kept, int available, Conv
 
   // About one register tile of tiles (two where that is small): more only takes cache. At 14 x 32 the transformed
   // filter streams by at 128 bytes per 28 cycles, which the third-level cache sustains; at 8 x 32 it does not, so that
-  // 16 tiles are one block of twice 8.
-  int64_t good_tiles = s.shape.height * (s.shape.height < 8 ? 2 : 1) * (n == 4 ? 2 : 1);
+  // 16 tiles are one block of twice 8. At 6 x 16 it is 64 bytes per 6 cycles and register tile: with 24 tiles and the
+  // next frequency's filter prefetched, 256 channels at 56x56 take 0.6 of the time that 12 take without.
+  int64_t good_tiles = s.narrow() ? 24 : s.shape.height * (s.shape.height < 8 ? 2 : 1);
+  if (n == 4) good_tiles *= 2;
   // A block that transforms its filters for itself: as many as leave room for them in three quarters of the cache.
   if (!kept) good_tiles = std::max(good_tiles, (processor().second_level * 3 / 4 / 4 / (n * n) - 1024) / (channels + width));
   const int64_t blocks = std::max<int64_t>(1, kept ? (s.tiles + good_tiles / 2 - 1) / good_tiles : div_up(s.tiles, good_tiles));
@@ -128,12 +134,17 @@ void plan_gather(const ConvProblem& p, int64_t m, bool kept, int available, Conv
   plan.detail[winograd::kThreadBytes] =
       4 * (n * n * frequencies + (kept ? 0 : winograd::chunk_floats(p.r, width) + n * winograd::chunk_stride(width)) +
            2 * segment_floats(static_cast<int>(n), lanes)) +
-      6 * kArenaSlack;
+      24 * block_tiles + 7 * kArenaSlack;
   // With one multiply-add per cycle (an AMD EPYC) prefetching gains most of all. With two (an Intel Xeon) a line costs the
   // products 30 cycles: that pays only in NHWC with few channels. In NCHW every line is in a page of its own: without,
-  // 64 channels at 224x224 take 0.80 of the time, 256 at 56x56 0.84.
-  const bool lines = s.g.src[1] == 1 && s.g.dst[1] == 1 && channels + s.g.filters <= 128;
-  plan.detail[winograd::kPrefetch] = processor().multiply_adds == 1 || lines;
+  // 64 channels at 224x224 take 0.80 of the time, 256 at 56x56 0.84. With eight lanes it pays in NCHW (0.83 and 1.0).
+  const bool nhwc = s.g.src[1] == 1 && s.g.dst[1] == 1;
+  const bool pixels = nhwc ? channels + s.g.filters <= 128 : s.narrow();
+  plan.detail[winograd::kPrefetch] = (processor().multiply_adds == 1 || pixels ? winograd::kPrefetchPixels : 0) +
+                                     (s.narrow() ? winograd::kPrefetchFilters : 0);
+  // Sums of twice the length take 0.93 of the time with eight lanes. Their larger rounding shows with few channels: F(4,3)
+  // with 64 and 128 then errs by up to 2.2e-6 instead of 1.4e-6, with 256 and 512 by 1.4e-6 either way.
+  plan.detail[winograd::kChunk] = winograd::kChunkChannels * (s.narrow() && channels >= 256 ? 2 : 1);
   plan.prepack_bytes = plan.detail[winograd::kFilterValues] * 4;
   plan.prepack_key = m;
   plan.workspace_bytes =

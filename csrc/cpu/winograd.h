@@ -28,7 +28,12 @@ enum Detail {
   kSumStride,     // and of the sums
   kFilterValues,  // transformed filter; 0: every block transforms it for itself, chunk by chunk
   kThreadBytes,
-  kPrefetch,      // whether the products prefetch what the next block reads and this one writes
+  kPrefetch,      // what the products prefetch: the sum of
+  kChunk,         // channels whose products are summed in registers, with a kept filter
+};
+enum Prefetch {
+  kPrefetchPixels = 1,   // what the next block reads and this one writes
+  kPrefetchFilters = 2,  // a kept filter's next frequency
 };
 // For grad_weight. Tiles are of grad_output, m x m pixels.
 enum WeightDetail {

@@ -44,6 +44,7 @@ struct GatherRun {
   const int64_t blocks = div_up(g.filters, W);
   const int64_t taps = p.r * p.s;
   const int64_t chunk = plan.detail[kChunkChannels], chunks = div_up(g.channels, chunk);
+  const int64_t listed = direct::listed_channels(chunk, g.channels), products = listed * taps;
 
   const A* packed_at(int64_t group, int64_t block, int64_t c) const {
     return packed + ((group * blocks + block) * chunks + c / chunk) * taps * chunk * W;
@@ -54,9 +55,9 @@ struct GatherRun {
     A* filter;          // of one block and chunk
     A* sums;            // of a group of tiles
     int64_t* slot;      // source row - first row -> packed row, or -1
-    int64_t* x_offset;  // of the taps of each row of a group of tiles
+    int64_t* x_offset;  // of what the walk of each row of a group of tiles lists
     int64_t* w_offset;
-    int64_t* taps;      // of each of these rows, those that are not in the padding
+    int64_t* listed;    // how much that is: what lies in the padding is left out
   };
 
   // What a task computes: rows and columns of one image and group, and blocks of filters.
@@ -147,9 +148,12 @@ struct GatherRun {
       if (row < 0 || row >= g.rows.src) continue;
       for (int64_t s = 0; s < p.s; ++s) {
         if (!displacement(g.cols, s, &ds)) continue;
-        x_offset[count] = scratch.slot[row - band.low_row] * g.channels * band.pitch +
+        const int64_t x = scratch.slot[row - band.low_row] * g.channels * band.pitch +
                           (ds - band.lowest) % g.cols.step * band.width + (ds - band.lowest) / g.cols.step;
-        w_offset[count++] = (r * p.s + s) * chunk * W;
+        for (int64_t c = 0; c < listed; ++c) {
+          x_offset[count] = x + c * band.pitch;
+          w_offset[count++] = ((r * p.s + s) * chunk + c) * W;
+        }
       }
     }
     return count;
@@ -172,6 +176,18 @@ struct GatherRun {
     to.out = {nullptr, g.cols.out_step * g.dst[3], g.dst[1], nullptr, g.residual[3], g.residual[1]};
     return to;
   }
+  // The lines that write() is going to store to: they come while the tile is computed. With few channels that is most of
+  // the time that a tile takes.
+  void prefetch_output(const Target& to, int64_t i, int64_t column, int64_t pixels, int64_t filter, int64_t filters) const {
+    const int64_t row = g.rows.out_start + i * g.rows.out_step, col = g.cols.out_start + column * g.cols.out_step;
+    const T* y = to.y + filter * g.dst[1] + row * g.dst[2] + col * g.dst[3];
+    const bool along_filters = g.dst[1] == 1;
+    const int64_t runs = along_filters ? pixels : filters, step = along_filters ? to.out.pixel_stride : g.dst[1];
+    const int64_t length = (along_filters ? filters : pixels) * static_cast<int64_t>(sizeof(T));
+    for (int64_t run = 0; run < runs; ++run)
+      for (int64_t byte = 0; byte < length; byte += kLineBytes)
+        prefetch_write(reinterpret_cast<const char*>(y + run * step) + byte);
+  }
   // Output row i of the phase, columns from `column` on, filters from `filter` on.
   void write(Target& to, A* sums, int64_t i, int64_t column, int64_t pixels, int64_t filter, int64_t filters) const {
     const int64_t row = g.rows.out_start + i * g.rows.out_step, col = g.cols.out_start + column * g.cols.out_step;
@@ -192,8 +208,8 @@ struct GatherRun {
     for (int64_t i0 = t.row0; i0 < t.row1; i0 += group_rows) {
       const int64_t i1 = smaller(i0 + group_rows, t.row1);
       for (int64_t i = i0; i < i1; ++i)
-        scratch.taps[i - i0] = list_taps(scratch, band, i, scratch.x_offset + (i - i0) * taps,
-                                         scratch.w_offset + (i - i0) * taps);
+        scratch.listed[i - i0] = list_taps(scratch, band, i, scratch.x_offset + (i - i0) * products,
+                                           scratch.w_offset + (i - i0) * products);
       for (int64_t part0 = 0; part0 < parts; part0 += group_parts) {
         const int64_t part1 = smaller(part0 + group_parts, parts), tiles = (i1 - i0) * (part1 - part0);
         for (int64_t block = t.block0; block < t.block1; ++block) {
@@ -208,12 +224,13 @@ struct GatherRun {
             const int64_t runs = far ? div_up(lines.runs(), tiles) : 0;
             A* sums = scratch.sums;
             for (int64_t i = i0; i < i1; ++i) {
-              const TileWalk walk{scratch.taps[i - i0], scratch.x_offset + (i - i0) * taps,
-                                  scratch.w_offset + (i - i0) * taps, channels, band.pitch, W};
+              const TileWalk walk{scratch.listed[i - i0], scratch.x_offset + (i - i0) * products,
+                                  scratch.w_offset + (i - i0) * products, listed > 1 ? 1 : channels, band.pitch, W};
               for (int64_t part = part0; part < part1; ++part, sums += kTileHeight * W) {
                 const int64_t begin = tile_start(part, parts, cols), end = tile_start(part + 1, parts, cols);
                 for (int64_t run = 0; run < runs; ++run) prefetch(lines.next());
                 const A* x = scratch.band + c * band.pitch + begin;
+                if (next == 0) prefetch_output(to, i, t.col0 + begin, end - begin, first, filters);
                 if (filters > kLanes<A>)
                   tile(end - begin, x, filter, walk, sums, c > 0);
                 else
@@ -262,9 +279,9 @@ void run(const ConvPlan& plan, const ConvOperands& operands, void* workspace, co
       scratch.filter = own.take<A>(gather.taps * plan.detail[kChunkChannels] * gather.W);
       scratch.sums = own.take<A>(direct::kGroupTiles * kTileHeight * gather.W);
       scratch.slot = own.take<int64_t>(slots);
-      scratch.x_offset = own.take<int64_t>(group_rows * gather.taps);
-      scratch.w_offset = own.take<int64_t>(group_rows * gather.taps);
-      scratch.taps = own.take<int64_t>(group_rows);
+      scratch.x_offset = own.take<int64_t>(group_rows * gather.products);
+      scratch.w_offset = own.take<int64_t>(group_rows * gather.products);
+      scratch.listed = own.take<int64_t>(group_rows);
       const int64_t row = row_band * band_rows, col = col_band * band_cols;
       gather.band(scratch, {image / p.groups, image % p.groups, row, smaller(row + band_rows, g.rows.out), col,
                             smaller(col + band_cols, g.cols.out), blocks * share / shares,
@@ -274,10 +291,6 @@ void run(const ConvPlan& plan, const ConvOperands& operands, void* workspace, co
 }
 
 }  // namespace
-
-TileShape kernel_tile_shape(DType dtype) {
-  return with_dtype(dtype, [](auto v) { return TileShape{kTileHeight, kTileWidth<Compute<decltype(v)>>}; });
-}
 
 Status direct_gather(const ConvPlan& plan, const ConvOperands& operands, void* workspace, const Execution& exec) {
   with_dtype(plan.problem.dtype, [&](auto v) { run<decltype(v)>(plan, operands, workspace, exec); });

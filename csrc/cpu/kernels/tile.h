@@ -7,12 +7,12 @@
 // with sums and leaves the loop bound by the multiply-add units (28 of them per 16 loads).
 #pragma once
 
+#include "../isa.h"
 #include "numeric.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
 
-constexpr int kTileVectors = 2;
 template <class A>
 constexpr int kTileWidth = kTileVectors * kLanes<A>;  // values of w per step, "the filter block"
 
@@ -24,6 +24,8 @@ constexpr int kTileHeight = 6;
 #else
 constexpr int kTileHeight = 5;
 #endif
+static_assert(kTileHeight == tile_height(Isa::FASTCONV_ISA) && kVectorBytes == vector_bytes(Isa::FASTCONV_ISA),
+              "kernels are compiled once per ISA, each with its own flags: leave -m options out of CXXFLAGS");
 
 // A sum's operands, as two nested loops: `outer` pairs of offsets, each followed for `inner` steps.
 struct TileWalk {
@@ -34,8 +36,9 @@ struct TileWalk {
 };
 
 // Products summed in registers before they join the running sum in memory. One long chain of 4608 products has an error
-// of 2e-6 of the largest output, chains of 144 have 4e-7, near torch's; adding them up costs about 2 %.
-constexpr int64_t kChain = 144;
+// of 2e-6 of the largest output, chains of 144 have 4e-7, near torch's; adding them up costs about 2 %. A 7 x 7 window of
+// 3 channels has 147.
+constexpr int64_t kChain = 147;
 
 // V vectors of w: 2, or 1 where there are no more filters.
 template <class A, int M, int V>
@@ -52,6 +55,19 @@ inline void tile_rows(const A* x, const A* w, const TileWalk& walk, A* acc, bool
       }
     accumulate = true;
   };
+  const auto step = [&](const A* px, const A* pw) __attribute__((always_inline)) {
+    Vec<A> values[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) values[v] = load(pw + v * L);
+#pragma GCC unroll 14
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sum[m][v] += px[m] * values[v];
+  };
+  if (walk.inner == 1 && walk.outer <= kChain) {  // few channels: one flat loop
+    for (int64_t o = 0; o < walk.outer; ++o) step(x + walk.x_offset[o], w + walk.w_offset[o]);
+    return flush();
+  }
   int64_t room = kChain;
   for (int64_t o = 0; o < walk.outer; ++o) {
     const A* px = x + walk.x_offset[o];
@@ -66,13 +82,7 @@ inline void tile_rows(const A* x, const A* w, const TileWalk& walk, A* acc, bool
       }
       const int64_t steps = left < room ? left : room;
       for (int64_t i = 0; i < steps; ++i) {
-        Vec<A> values[V];
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) values[v] = load(pw + v * L);
-#pragma GCC unroll 14
-        for (int m = 0; m < M; ++m)
-#pragma GCC unroll 2
-          for (int v = 0; v < V; ++v) sum[m][v] += px[m] * values[v];
+        step(px, pw);
         px += walk.x_step;
         pw += walk.w_step;
       }

@@ -77,17 +77,57 @@ struct WinogradRun {
 
   int64_t block_start(int64_t block) const { return tiles * block / block_count; }
 
-  // Sums of one filter block, its filters transformed already.
+  // A part of a block: the tiles of one register tile.
+  struct Part {
+    int64_t first, rows;
+    float* sums(float* all) const { return all + first * W; }
+  };
+  Part part_at(int64_t part, int64_t parts, int64_t count) const {
+    const int64_t first = tile_start(part, parts, count);
+    return {first, tile_start(part + 1, parts, count) - first};
+  }
+  // The transformed input, for every frequency: groups of as many channels as a product goes through (all of them with a
+  // kept filter), of each group the parts one after the other, of each part [channels / L][rows][L]. So a product reads
+  // one run of memory, and the products of a frequency the next ones.
+  const int64_t depth = div_up(g.channels, L) * L, group_depth = filter ? depth : smaller(kFlush, depth);
+  int64_t group_at(int64_t channel, int64_t count) const { return channel / group_depth * group_depth * count; }
+  int64_t depth_at(int64_t channel) const { return smaller(group_depth, depth - channel / group_depth * group_depth); }
+  struct Place {
+    int64_t first, row, rows;  // of a tile in its part, and the part's first tile
+  };
+  void place_tiles(int64_t count, Place* places) const {
+    for (int64_t i = 0, parts = tile_parts(count); i < parts; ++i) {
+      const Part part = part_at(i, parts, count);
+      for (int64_t row = 0; row < part.rows; ++row) places[part.first + row] = {part.first, row, part.rows};
+    }
+  }
+  struct Panels {
+    float* v;  // the group's
+    int64_t frequency;
+    const Place* places;
+    int64_t depth, channel;  // of the group, and in it
+    float* at(int64_t t) const {
+      return v + places[t].first * depth + channel * places[t].rows + places[t].row * L;
+    }
+  };
+
+  // Sums of one filter block, its filters transformed already. The next frequency's filters, which follow in memory, are
+  // prefetched meanwhile, and with what room is left the lines of `reads`.
   void multiply_kept(int64_t filter_block, int64_t count, const float* input, float* sums, LineWalk& reads,
                      LineWalk& writes) const {
-    const int64_t parts = tile_parts(count), lines = larger(1, g.channels / kPrefetchEvery);
-    const float* w = filter + filter_block * N * N * g.channels * W;
-    for (int f = 0; f < N * N; ++f, w += g.channels * W)
-      for (int64_t part = 0; part < parts; ++part) {
-        const int64_t first = tile_start(part, parts, count), last = tile_start(part + 1, parts, count);
-        multiply(last - first, input + f * input_stride + first * L, block_tiles * L, w, g.channels, kFlush,
-                 sums + f * sum_stride + first * W, reads.next(kReads * lines), writes.next(kWrites * lines));
+    const int64_t parts = tile_parts(count), lines = larger(1, g.channels / kPrefetchEvery), panel = g.channels * W;
+    const bool ahead = plan.detail[winograd::kPrefetch] & winograd::kPrefetchFilters;
+    const float* w = filter + filter_block * N * N * panel;
+    for (int f = 0; f < N * N; ++f, w += panel) {
+      RowLines next_filters{reinterpret_cast<const char*>(w + panel), 0, ahead ? 1 : 0, panel * 4 / kLineBytes};
+      for (int64_t i = 0; i < parts; ++i) {
+        const Part part = part_at(i, parts, count);
+        const LineRun run = next_filters.along(kReads * lines);
+        multiply(part.rows, input + f * input_stride + part.first * depth, part.rows * L, w, g.channels,
+                 plan.detail[winograd::kChunk], part.sums(sums) + f * sum_stride,
+                 run.count > 0 ? run : reads.next(kReads * lines), writes.next(kWrites * lines));
       }
+    }
   }
 
   // The same, transforming them here, kFlush channels and one row of frequencies at a time: `chunk` holds their
@@ -105,11 +145,11 @@ struct WinogradRun {
       const int64_t early = div_up(reads.runs(), N * N * parts) - 1;  // runs before a product, beside the one within
       transform_rows_of_taps<F>(chunk, channels, kStride, transformed, kStride, [&](int row) {
         for (int s = 0, f = row * N; s < N; ++s, ++f)
-          for (int64_t part = 0; part < parts; ++part) {
-            const int64_t first = tile_start(part, parts, count), last = tile_start(part + 1, parts, count);
-            for (int64_t i = 0; i < early; ++i) prefetch(reads.next());
-            multiply_chunk(last - first, input + f * input_stride + c0 * block_tiles + first * L, block_tiles * L,
-                           transformed + s * kStride, channels, sums + f * sum_stride + first * W, c0 > 0, reads.next(),
+          for (int64_t i = 0; i < parts; ++i) {
+            const Part part = part_at(i, parts, count);
+            for (int64_t run = 0; run < early; ++run) prefetch(reads.next());
+            multiply_chunk(part.rows, input + f * input_stride + group_at(c0, count) + part.first * depth_at(c0), part.rows * L,
+                           transformed + s * kStride, channels, part.sums(sums) + f * sum_stride, c0 > 0, reads.next(),
                            writes.next(kWrites * kLines));
           }
       });
@@ -125,13 +165,16 @@ struct WinogradRun {
     float* chunk = filter ? nullptr : own.take<float>(winograd::chunk_floats(F::taps, W) + N * winograd::chunk_stride(W));
     const TileSource<T> from = source(group);
     const TileTarget<T> to = target(group);
+    Place* places = own.take<Place>(block_tiles);
     const int64_t begin = block_start(block), end = block_start(block + 1), count = end - begin;
+    place_tiles(count, places);
 
     for (int64_t c = 0; c < g.channels; c += L)
       for (int64_t tile = begin; tile < end;) {
         const Segment segment = segment_at(grid, tile, end, kMostTiles);
         transform_tiles<typename F::B, M>(from, segment, c, staged, columns,
-                                          {input + (c * block_tiles + (tile - begin) * L), input_stride, L});
+                                          Panels{input + group_at(c, count), input_stride, places + (tile - begin), depth_at(c),
+                                                 c % group_depth});
         tile += segment.count;
       }
 
@@ -141,7 +184,7 @@ struct WinogradRun {
     in.step = M, in.extent = N;
     out.height = to.height, out.width = to.width;
     out.step = out.extent = M;
-    const bool prefetch = plan.detail[winograd::kPrefetch], more = prefetch && next_block < block_count;
+    const bool prefetch = plan.detail[winograd::kPrefetch] & winograd::kPrefetchPixels, more = prefetch && next_block < block_count;
     LineWalk reads(in, grid, more ? block_start(next_block) : 0, more ? block_start(next_block + 1) : 0, 0, g.channels);
 
     for (int64_t kb = kb0; kb < kb1; ++kb) {

@@ -106,30 +106,32 @@ inline void transform_columns_of_planes(const Reader<T> (&rows)[Matrix::columns]
   }
 }
 
-// Where transformed tiles go: frequencies and tiles this many floats apart.
-struct Transformed {
+// Where transformed tiles go, in rows: frequencies and tiles this many floats apart. at(t): tile t's first frequency.
+struct TransformedRows {
   float* v;
   int64_t frequency, tile;
+  float* at(int64_t t) const { return v + t * tile; }
 };
 
-// Rows of src[n][pitch][L], tiles `step` columns apart.
-template <class Matrix>
+// Rows of src[n][pitch][L], tiles `step` columns apart. `Transformed`: TransformedRows, or what has its two members.
+template <class Matrix, class Transformed>
 inline void transform_rows(const float* src, int64_t pitch, int64_t step, int64_t tiles, const Transformed& to) {
   constexpr int R = Matrix::columns, N = Matrix::rows, L = kLanes<float>;
   for (int i = 0; i < N; ++i)
     for (int64_t t = 0; t < tiles; ++t) {
       Lanes d[R], u[N];
       const float* from = src + (i * pitch + t * step) * L;
+      float* at = to.at(t);
 #pragma GCC unroll 8
       for (int j = 0; j < R; ++j) d[j] = load(from + j * L);
       analyse<Matrix>(d, u);
 #pragma GCC unroll 8
-      for (int j = 0; j < N; ++j) store(to.v + (i * N + j) * to.frequency + t * to.tile, u[j]);
+      for (int j = 0; j < N; ++j) store(at + (i * N + j) * to.frequency, u[j]);
     }
 }
 
 // One segment and one vector of channels. `staged` and `columns` hold segment_floats each.
-template <class Matrix, int Step, class T>
+template <class Matrix, int Step, class T, class Transformed>
 inline void transform_tiles(const TileSource<T>& s, const Segment& segment, int64_t channel, float* staged,
                             float* columns, const Transformed& to, PixelSums* sums = nullptr) {
   constexpr int N = Matrix::columns, L = kLanes<float>;

@@ -86,12 +86,14 @@ struct WinogradWeight {
       const int64_t begin = start(round), end = start(round + 1), next_end = start(round + 2);
       for (int64_t c = 0; c < x.channels; c += L)
         for_segments(begin, end, [&](const Segment& s, int64_t tile) {
-          transform_tiles<typename X::B, Tile>(x, s, c, staged, columns, {xs + tile * x_step + c, x_stride, x_step});
+          transform_tiles<typename X::B, Tile>(x, s, c, staged, columns,
+                                               TransformedRows{xs + tile * x_step + c, x_stride, x_step});
         });
       for (int64_t k = 0; k < y.channels; k += L) {
         PixelSums pixels{};
         for_segments(begin, end, [&](const Segment& s, int64_t tile) {
-          transform_tiles<typename Y::G, Tile>(y, s, k, staged, columns, {ys + tile * y_step + k, y_stride, y_step},
+          transform_tiles<typename Y::G, Tile>(y, s, k, staged, columns,
+                                               TransformedRows{ys + tile * y_step + k, y_stride, y_step},
                                                wants_bias ? &pixels : nullptr);
         });
         if (wants_bias) add_bias(pixels, bias_sums + ((split * p.groups + part.group) * blocks + part.block0) * W + k);
