@@ -7,6 +7,7 @@
 #include "../core/selector.h"
 #include "../cpu/processor.h"
 #include "filter_cache.h"
+#include "memory.h"
 #include "simulated.h"
 
 namespace fastconv::bindings {
@@ -25,13 +26,14 @@ Execution execution(int threads) {
   return e;
 }
 
-// Scratch memory of one call. Small ones are kept, one for each thread; large ones go back at once.
+// Scratch memory of one call. Small ones are kept, one for each thread; large ones, transformed filters that are not kept
+// among them, go back at once.
 class Workspace {
  public:
   explicit Workspace(int64_t bytes) {
     if (bytes == 0) return;
     if (bytes > kKept) {
-      own_ = c10::GetCPUAllocator()->allocate(bytes);
+      own_ = new_memory(bytes, "scratch");
       data_ = own_.get();
       return;
     }
@@ -43,7 +45,7 @@ class Workspace {
 
  private:
   static constexpr int64_t kKept = 256 << 10;
-  c10::DataPtr own_;
+  std::shared_ptr<void> own_;
   void* data_ = nullptr;
 };
 

@@ -1,7 +1,6 @@
 #include "filter_cache.h"
 
 #include <c10/core/StorageImpl.h>
-#include <sys/mman.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -14,6 +13,7 @@
 
 #include "../core/div_up.h"
 #include "../cpu/content_hash.h"
+#include "memory.h"
 
 namespace fastconv::bindings {
 namespace {
@@ -23,20 +23,6 @@ using cpu::Hash128;
 constexpr int64_t kDefaultLimit = int64_t{1} << 30;  // VGG-16's filters for F(4x4,3x3) take 236 MB
 // Below this, transforming costs about as much as recognising.
 constexpr int64_t kWorthKeeping = 16 << 10;
-
-// Large filters lie in huge pages where the system grants them: they stream by once per call, and 4 KiB pages cost a walk
-// through the page table each.
-std::shared_ptr<void> filter_memory(int64_t bytes) {
-  constexpr int64_t kHuge = 2 << 20;
-  const int64_t unit = bytes < kHuge ? 64 : kHuge;
-  const auto size = static_cast<size_t>((bytes + unit - 1) / unit * unit);
-  void* memory = std::aligned_alloc(static_cast<size_t>(unit), size);
-  TORCH_CHECK(memory, "fastconv: no memory for a transformed filter of ", bytes, " bytes");
-#ifdef MADV_HUGEPAGE
-  if (unit == kHuge) madvise(memory, size, MADV_HUGEPAGE);  // advice: nothing is lost where it is not taken
-#endif
-  return {memory, std::free};
-}
 
 int64_t limit_from_environment() {
   const char* text = std::getenv("FASTCONV_FILTER_CACHE_MB");
@@ -177,7 +163,7 @@ class Cache {
   std::shared_ptr<const void> make(const Key& key, const Hash128& hash, bool frozen, const ConvPlan& plan,
                                    const ConvOperands& operands, const Execution& exec) {
     if (plan.prepack_bytes > limit_) return nullptr;
-    const std::shared_ptr<void> memory = filter_memory(plan.prepack_bytes);
+    const std::shared_ptr<void> memory = new_memory(plan.prepack_bytes, "a transformed filter");
     const Status status = plan.row->prepack(plan, operands, memory.get(), exec);
     TORCH_CHECK(status.ok(), "fastconv: ", plan.row->name, " could not transform a filter: ", status.reason());
     std::lock_guard<std::mutex> lock(mutex_);

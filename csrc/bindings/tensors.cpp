@@ -2,9 +2,8 @@
 
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+
+#include "memory.h"
 
 namespace fastconv::bindings {
 
@@ -36,14 +35,7 @@ uint8_t alignment_of(const Tensor& tensor) {
 
 Tensor empty_result(IntArrayRef sizes, const at::TensorOptions& options, at::MemoryFormat format) {
   Tensor out = at::empty(sizes, options, format);
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kHuge = 2 << 20;
-  if (out.is_cpu() && out.nbytes() >= 2 * kHuge) {
-    const auto data = reinterpret_cast<uintptr_t>(out.mutable_data_ptr());
-    const uintptr_t begin = (data + kHuge - 1) & -kHuge, end = (data + out.nbytes()) & -kHuge;
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: nothing is lost where it is not taken
-  }
-#endif
+  if (out.is_cpu()) advise_huge_pages(out.mutable_data_ptr(), out.nbytes());
   return out;
 }
 

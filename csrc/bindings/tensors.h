@@ -33,8 +33,7 @@ DType dtype_of(const Tensor&, const char* op);
 Strides4 strides_of(const Tensor&);
 uint8_t alignment_of(const Tensor&);  // log2 of bytes, as a problem holds it
 at::MemoryFormat format_of(const Tensor&);
-// A tensor for a result. Of a large one on the CPU the memory is asked for in huge pages: new memory is then cleared by
-// the system 2 MB at a time instead of 4 KB, and read by the next layer with fewer walks through the page table.
+// A tensor for a result, on the CPU in huge pages if it is large.
 Tensor empty_result(IntArrayRef sizes, const at::TensorOptions& options, at::MemoryFormat format);
 void check_list(IntArrayRef values, size_t count, const char* name);
 // `tensor` must live where `like` does, and hold the same dtype.

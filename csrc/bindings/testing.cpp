@@ -2,6 +2,8 @@
 // full of NaN. The operators allocate dense results and choose rows themselves, so tests of kernels come in here.
 #include "testing.h"
 
+#include <pybind11/stl.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <memory>

@@ -38,8 +38,10 @@ enum WeightDetail {
 // Tiles that share a packed chunk of filters: at most; and at least where all filters stay packed, where few tiles are
 // better if the filters are many: their results, residuals and pixels then lie next to each other.
 constexpr int64_t kGroupTiles = 32, kNearGroupTiles = 4;
-// pixel_lanes: tile widths of pixels that are packed together, at most, and tiles of filters that share them.
-constexpr int64_t kPixelGroup = 16, kFilterGroup = 2;
+// pixel_lanes: tile widths of pixels that are packed together, at most, and tiles of filters that share them: about 28
+// filters, so that a packed piece of pixels is read from the second-level cache that seldom.
+constexpr int64_t kPixelGroup = 16;
+constexpr int64_t filter_group(int64_t tile_height) { return 28 / tile_height; }
 
 // The forms' common view: images of `rows` rows of pixels, or one long row. Of grad_input the channels are the filters.
 struct View {

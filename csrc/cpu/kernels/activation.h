@@ -27,8 +27,8 @@ struct Activated {
   }
   bool relu() const { return kind == Activation::relu; }
   // ReLU if it is that; NaN passes, as in torch.
-  Vec<A> in_registers(Vec<A> v) const {
-    if (!relu()) return v;
+  Vec<A> in_registers(Vec<A> v) const { return relu() ? rectified(v) : v; }
+  static Vec<A> rectified(Vec<A> v) {
     if constexpr (std::is_integral_v<A>) {
       for (int l = 0; l < kLanes<A>; ++l) v[l] = static_cast<int64_t>(v[l]) <= 0 ? A(0) : v[l];
       return v;

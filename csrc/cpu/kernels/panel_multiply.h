@@ -22,8 +22,17 @@ constexpr int kPrefetchEvery = 4;  // channels
 constexpr int kReads = 2, kWrites = 2;  // lines each time
 static_assert(kLanes<float> % kPrefetchEvery == 0);
 
-template <int Rows, int V>
-inline void multiply_step(const float* x, const float* w, Vec<float> (&sum)[Rows][V]) {
+// From one row of the tile to the next: in a packed panel, or where the values lie unpacked.
+struct PackedRows {
+  static constexpr int64_t step() { return kLanes<float>; }
+};
+struct RowsInPlace {
+  int64_t stride;
+  int64_t step() const { return stride; }
+};
+
+template <int Rows, int V, class RowStep>
+inline void multiply_step(const float* x, RowStep row, const float* w, Vec<float> (&sum)[Rows][V]) {
   constexpr int L = kLanes<float>;
   Vec<float> values[V];
 #pragma GCC unroll 2
@@ -31,13 +40,13 @@ inline void multiply_step(const float* x, const float* w, Vec<float> (&sum)[Rows
 #pragma GCC unroll 14
   for (int m = 0; m < Rows; ++m)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) sum[m][v] += x[m * L] * values[v];
+    for (int v = 0; v < V; ++v) sum[m][v] += x[m * row.step()] * values[v];
 }
 
 // At most one chunk of depths. x_block: floats from one panel of L depths to the next.
-template <int Rows, int V>
-inline void multiply_rows(const float* x, int64_t x_block, const float* w, int64_t depth, float* acc, bool add,
-                          LineRun& reads, LineRun& writes) {
+template <int Rows, int V, class RowStep>
+inline void multiply_rows(const float* x, RowStep row, int64_t x_block, const float* w, int64_t depth, float* acc,
+                          bool add, LineRun& reads, LineRun& writes) {
   LineRun in = reads, out = writes;  // in registers
   constexpr int L = kLanes<float>, W = kTileWidth<float>;
   Vec<float> sum[Rows][V];
@@ -60,13 +69,13 @@ inline void multiply_rows(const float* x, int64_t x_block, const float* w, int64
         out.count -= kWrites;
       }
 #pragma GCC unroll 4
-      for (int i = 0; i < kPrefetchEvery; ++i) multiply_step<Rows, V>(x + l + i, w + i * W, sum);
+      for (int i = 0; i < kPrefetchEvery; ++i) multiply_step<Rows, V>(x + l + i, row, w + i * W, sum);
       w += kPrefetchEvery * W;
     }
     x += x_block;
   }
 #pragma GCC unroll 1
-  for (; d < depth; ++d, ++x, w += W) multiply_step<Rows, V>(x, w, sum);
+  for (; d < depth; ++d, ++x, w += W) multiply_step<Rows, V>(x, row, w, sum);
   reads = in, writes = out;
 #pragma GCC unroll 14
   for (int m = 0; m < Rows; ++m)
@@ -125,7 +134,16 @@ inline void multiply_chunk(int64_t rows, const float* x, int64_t x_block, const 
   if constexpr (Rows > 1) {
     if (rows != Rows) return multiply_chunk<Rows - 1, V>(rows, x, x_block, w, depth, acc, add, in, out);
   }
-  multiply_rows<Rows, V>(x, x_block, w, depth, acc, add, in, out);
+  multiply_rows<Rows, V>(x, PackedRows{}, x_block, w, depth, acc, add, in, out);
+}
+// The same where row m of x, its depths contiguous, begins at x + m * stride.
+template <int Rows = kTileHeight, int V = kTileVectors>
+inline void multiply_in_place(int64_t rows, const float* x, int64_t stride, const float* w, int64_t depth, float* acc,
+                              bool add, LineRun in, LineRun out) {
+  if constexpr (Rows > 1) {
+    if (rows != Rows) return multiply_in_place<Rows - 1, V>(rows, x, stride, w, depth, acc, add, in, out);
+  }
+  multiply_rows<Rows, V>(x, RowsInPlace{stride}, kLanes<float>, w, depth, acc, add, in, out);
 }
 
 // Any depth, in chunks of `chunk`.
@@ -136,7 +154,7 @@ inline void multiply(int64_t rows, const float* x, int64_t x_block, const float*
     if (rows != Rows) return multiply<Rows - 1>(rows, x, x_block, w, depth, chunk, acc, in, out);
   }
   for (int64_t d = 0; d < depth; d += chunk)
-    multiply_rows<Rows, kTileVectors>(x + d / kLanes<float> * x_block, x_block, w + d * kTileWidth<float>,
+    multiply_rows<Rows, kTileVectors>(x + d / kLanes<float> * x_block, PackedRows{}, x_block, w + d * kTileWidth<float>,
                                       depth - d < chunk ? depth - d : chunk, acc, d > 0, in, out);
 }
 
