@@ -3,9 +3,9 @@
     python -m benchmarks.selection --write tests/data/selection.csv     measure, print the table, keep the times
     python -m benchmarks.selection --read tests/data/selection.csv      print the table of times kept before
 
-One thread, batch 1, processor time (which a busy machine disturbs least), the best of several runs. Calls take weights
-in turns, 48 MB of them, because a network's filters come from memory, not from the caches. A row's result is compared
-with the row `direct`'s before it is timed.
+One thread, batch 1, processor time (which a busy machine disturbs least), the best of several runs in turns. Calls take
+48 MB of weights one after the other, because a network's filters come from memory, not from the caches. A row's result
+is compared with the row `direct`'s before it is timed.
 """
 
 import argparse
@@ -92,17 +92,19 @@ def calls(text):
     return {row: call(row) for row in able}, 2 if p["pass"] == "grad_weight" else 2 * len(weights)
 
 
-def seconds(call, first, least=0.03, runs=5):
-    """Best of the runs, in processor time, after `first` calls; repeated until `least` seconds are measured."""
-    for _ in range(first):
-        call()  # plans, kept filters
-    best, total, count = float("inf"), 0.0, 0
-    while count < runs or total < least:
-        begin = time.thread_time()
-        call()
-        took = time.thread_time() - begin
-        best, total, count = min(best, took), total + took, count + 1
-    return best
+def seconds(calls, first, least=0.04, runs=7):
+    """{row: best of the runs, in processor time}, after `first` calls of each; the rows take turns, so that a moment in
+    which the machine is slow does not hit one of them alone, until `least` seconds of each are measured."""
+    for call in calls.values():
+        for _ in range(first):
+            call()  # plans, kept filters
+    taken = {row: [] for row in calls}
+    while any(len(times) < runs or sum(times) < least for times in taken.values()):
+        for row, call in calls.items():
+            begin = time.thread_time()
+            call()
+            taken[row].append(time.thread_time() - begin)
+    return {row: min(times) for row, times in taken.items()}
 
 
 def measure(text):
@@ -115,7 +117,7 @@ def measure(text):
         if not (result - expected).abs().max() <= 2e-5 * scale:
             raise ArithmeticError(f"{row} and direct disagree on {text}")
     fastconv.clear_filter_cache()
-    return {row: seconds(call, first) for row, call in able.items()}
+    return seconds(able, first)
 
 
 def chosen(text):

@@ -74,7 +74,7 @@ double seconds(const Geometry& s, const ConvProblem& p, int64_t blocks, bool kep
   const double in = s.g.src[1] == 1 ? 5 : 10, out = s.g.dst[1] == 1 ? 3.6 : 7;
   const double transforms = real(s.tiles * frequencies) * (in * real(div_up(s.g.channels, s.lanes())) +
                                                             out * real(div_up(s.g.filters, s.lanes())));
-  const double sums_of_five = s.narrow() && p.r == 5 ? 0.8 : 1.0;  // measured beside direct
+  const double sums_of_five = s.narrow() && p.r == 5 ? 0.6 : 1.0;  // measured beside direct
   const double products = kept ? std::max(multiply, reading) + first
                                : s.narrow() ? 1.4 * multiply + 1.55 * fresh : 1.1 * multiply + fresh;
   const double work = real(p.groups) * (sums_of_five * products + transforms + (kept ? hash * threads : 0));
@@ -198,7 +198,7 @@ void plan_weight(const ConvProblem& p, int64_t m, int available, ConvPlan& plan)
   const double transforms = real(tiles * n * n) * (in * real(div_up(channels, lanes) * filter_tasks) +
                                                    out * real(div_up(p.group_k(), lanes) * channel_tasks));
   const double finish = real(splits) * (8 * sums + real(channels * blocks * taps) * 30);
-  const double share = lanes <= 8 ? 0.8 : 1.0;  // as measured on an AMD EPYC
+  const double share = lanes <= 8 ? 0.77 : 1.0;  // as measured on an AMD EPYC
   const double work = share * real(p.groups) * (multiply + transforms + finish) / cost::kCyclesPerSecond;
   plan.cost = (work + real(p.minimum_bytes()) / cost::kBytesPerSecond) / threads +
               (threads > 1 ? cost::kLaunchSeconds : 0) + 1e-6;
