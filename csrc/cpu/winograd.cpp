@@ -49,35 +49,46 @@ bool stays_near(const Geometry& s) {
   return s.filter_blocks * s.shape.width * s.g.channels * s.n * s.n * 4 < processor().second_level / 2;
 }
 
+// How a kept filter streams by, once for each block of tiles: bytes per cycle in the first block, to which it comes from
+// memory because a network's other filters have passed through the caches, and in later ones; and whether the first one
+// waits for it instead of multiplying meanwhile.
+struct Stream {
+  double first, later;
+  bool waits;
+};
+Stream stream_of(const Geometry& s, double bytes) {
+  if (stays_near(s)) return {32, 32, false};
+  if (s.narrow()) return {2.2, 10, false};  // an AMD EPYC with AVX2, where the next frequency is prefetched
+  if (processor().multiply_adds == 1) return bytes > 16e6 ? Stream{6, 6, false} : Stream{14, 14, false};  // with AVX-512
+  return {2.5, 9, true};  // an Intel Xeon
+}
+
 // Cycles that one core would take, at the rate that cost::seconds assumes.
 double seconds(const Geometry& s, const ConvProblem& p, int64_t blocks, bool kept, int threads) {
   const auto real = [](int64_t v) { return static_cast<double>(v); };
   const int64_t parts = blocks * div_up(div_up(s.tiles, blocks), s.shape.height);
   const int64_t frequencies = s.n * s.n, steps = s.filter_blocks * s.g.channels * frequencies;
-  const int rate = processor().multiply_adds;
   // A step of the inner loop: two multiply-adds per tile, no fewer than the loads' latency and the sums' stores hide.
-  const double multiply = real(steps) * (2 * real(s.tiles) / (0.93 * rate) + 2 * real(parts));
-  // A kept filter streams by once per block: bytes per cycle from the second- or third-level cache or memory (an AMD
-  // EPYC, or with two multiply-adds per cycle an Intel Xeon). On the Xeon the first block waits for it, since a network's
-  // other filters have passed through the caches. Its weight is read for the hash, by one thread. A fresh one costs its
-  // transform: cycles per channel and filter block, measured on the Xeon; and its blocks of tiles are larger, so that
-  // their products come from the second-level cache.
-  // With eight lanes filters are prefetched: memory gives 2.2 bytes per cycle beside the products, later blocks 10.
+  const double multiply =
+      real(steps) * (2 * real(s.tiles) / (0.93 * processor().multiply_adds) + 2 * real(parts));
   const double bytes_kept = real(steps * s.shape.width) * 4;
-  const bool near = stays_near(s), far = bytes_kept > 16e6;
-  const double stream = near ? 32 : s.narrow() ? 10 : rate == 1 ? (far ? 6 : 14) : 9;
-  const double first = near || s.narrow() || rate == 1 ? 0 : bytes_kept / 2.5;
-  const double reading = real(blocks) * bytes_kept / stream + (near || !s.narrow() ? 0 : bytes_kept / 2.2 - bytes_kept / stream);
+  const Stream stream = stream_of(s, bytes_kept);
+  const double first = bytes_kept / stream.first, later = bytes_kept / stream.later;
+  const double with_kept = stream.waits ? std::max(multiply, real(blocks) * later) + first
+                                        : std::max(multiply, first + real(blocks - 1) * later);
+  // The weight of a kept filter is read for the hash, by one thread. A fresh one costs its transform: cycles per channel
+  // and filter block. Its blocks of tiles are larger, so that their products come from the second-level cache. Measured
+  // on the Xeon, and with eight lanes on the EPYC.
   const double hash = real(s.filter_blocks * s.shape.width * s.g.channels * p.r * p.s * 4) / 4;
   const double fresh = real(blocks * s.filter_blocks * s.g.channels) * (20.0 * real(p.r * p.s) + 3.5 * real(frequencies));
+  const double with_fresh = s.narrow() ? 1.4 * multiply + 1.55 * fresh : 1.1 * multiply + fresh;
+  // Of 5x5 filters, with eight lanes: as measured beside direct, whose model takes padded taps for work.
+  const double products = (s.narrow() && p.r == 5 ? 0.6 : 1.0) * (kept ? with_kept : with_fresh);
   // Cycles per value of a tile and vector of channels: the transforms, and turning planes into lanes of channels.
   const double in = s.g.src[1] == 1 ? 5 : 10, out = s.g.dst[1] == 1 ? 3.6 : 7;
   const double transforms = real(s.tiles * frequencies) * (in * real(div_up(s.g.channels, s.lanes())) +
                                                             out * real(div_up(s.g.filters, s.lanes())));
-  const double sums_of_five = s.narrow() && p.r == 5 ? 0.6 : 1.0;  // measured beside direct
-  const double products = kept ? std::max(multiply, reading) + first
-                               : s.narrow() ? 1.4 * multiply + 1.55 * fresh : 1.1 * multiply + fresh;
-  const double work = real(p.groups) * (sums_of_five * products + transforms + (kept ? hash * threads : 0));
+  const double work = real(p.groups) * (products + transforms + (kept ? hash * threads : 0));
   const double bytes = real(p.minimum_bytes());
   return (work / cost::kCyclesPerSecond + bytes / cost::kBytesPerSecond) / threads +
          (threads > 1 ? cost::kLaunchSeconds : 0) + 1e-6;
@@ -135,7 +146,7 @@ void plan_gather(const ConvProblem& p, int64_t m, bool kept, int available, Conv
   plan.detail[winograd::kThreadBytes] =
       4 * (n * n * frequencies + (kept ? 0 : winograd::chunk_floats(p.r, width) + n * winograd::chunk_stride(width)) +
            2 * segment_floats(static_cast<int>(n), lanes)) +
-      24 * block_tiles + 7 * kArenaSlack;
+      winograd::kPlaceBytes * block_tiles + 7 * kArenaSlack;
   // With one multiply-add per cycle (an AMD EPYC) prefetching gains most of all. With two (an Intel Xeon) a line costs the
   // products 30 cycles: that pays only in NHWC with few channels. In NCHW every line is in a page of its own: without,
   // 64 channels at 224x224 take 0.80 of the time, 256 at 56x56 0.84. With eight lanes it pays in NCHW (0.83 and 1.0).

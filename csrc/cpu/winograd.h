@@ -53,6 +53,8 @@ enum WeightDetail {
 // and would otherwise share a few cache sets.
 inline int64_t odd_lines(int64_t floats) { return (((floats + 15) / 16) | 1) * 16; }
 
+// What is noted of each tile of a block: where its transformed input lies.
+constexpr int64_t kPlaceBytes = 24;
 // Tiles that are transformed together are neighbours in a row: with their margins, at most 32 pixels.
 constexpr int kSegmentPixels = 32;
 // Channels whose products are summed in registers, and whose filters are transformed together where blocks do that.
