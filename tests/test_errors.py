@@ -246,7 +246,9 @@ def test_as_torch(name, args, kwargs):
         assert mine.device == reference.device and mine.dtype == reference.dtype
         assert mine.shape == reference.shape
         if mine.device.type != "meta":
-            torch.testing.assert_close(mine, reference, rtol=0, atol=0, equal_nan=True)
+            # PyTorch's powers and roots depend on its processor by an ulp or two.
+            close = 2.4e-7 if name == "lp_pool2d" and mine.is_floating_point() else 0
+            torch.testing.assert_close(mine, reference, rtol=close, atol=0, equal_nan=True)
 
 
 def test_weight_without_data():
