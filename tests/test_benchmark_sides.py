@@ -61,12 +61,12 @@ def checked(case):
 def test_fastconv_passes_in_every_pass_dtype_and_layout(name, direction, dtype):
     case = case_of(name, direction, dtype)
     made, reference, names, torchs = checked(case)
-    # Of such small sums one layout's error, or one below a rounding (9e-8 on an AMD EPYC), is luck.
-    torchs = [max(*found, verify.rounding(dtype)) for found in zip(*torchs.values())]
+    if name == "depthwise":  # PyTorch's error on an AMD EPYC is 9.3e-8, below one rounding: luck; fastconv's 3.11e-7
+        torchs = {layout: [max(e, verify.rounding(dtype)) for e in found] for layout, found in torchs.items()}
     for layout in cases.LAYOUTS:
         with torch.set_grad_enabled(direction == "train"):
             results = contestants.fastconv_row(case, made.of(layout), layout, "auto").results()
-        assert verify.complaint(names, verify.errors(results, reference), torchs, dtype=dtype) is None
+        assert verify.complaint(names, verify.errors(results, reference), torchs[layout], dtype=dtype) is None
         assert [c["pass"] for c in contestants.choices(case, layout, "auto")] == case.passes()
 
 
