@@ -3,7 +3,8 @@
 //
 // Lanes along channels (NHWC): sums of a row of taps for 2 vectors of channels stay in registers over 32 pixels. Lanes
 // along a row (NCHW): sums of up to 9 taps stay in registers for a band of rows, each lane its own; lanes are added at
-// the end. In both a band's sums are finished before they join the running ones, so chains of roundings stay short.
+// the end. In both the sums of a block or band are finished before they join the running ones, so chains of roundings stay
+// short.
 #include "depthwise_plane.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
@@ -73,7 +74,7 @@ struct ByChannels {
       all_end = smaller(all_end, in.end);
       shift[s] = cols.d[t + s] * block.x_pixel + x_channel;
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) acc[s][v] = load(sums + cols.index[t + s] * sums_pitch + v * L);
+      for (int v = 0; v < V; ++v) acc[s][v] = Vec<A>{};
     }
     if (all_end <= all_begin) all_begin = all_end = block.j1;
     const int64_t step = g.cols.step * block.x_pixel, y_step = block.y_pixel;
@@ -104,7 +105,10 @@ struct ByChannels {
 #pragma GCC unroll 4
     for (int s = 0; s < NS; ++s)
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) store(sums + cols.index[t + s] * sums_pitch + v * L, acc[s][v]);
+      for (int v = 0; v < V; ++v) {
+        A* to = sums + cols.index[t + s] * sums_pitch + v * L;
+        store(to, load(to) + acc[s][v]);
+      }
   }
 
   // All taps of V vectors of channels.
@@ -116,11 +120,12 @@ struct ByChannels {
       });
     if (!p.bias) return;
     for (int v = 0; v < V; ++v) {
-      Vec<A> total = load(sums + taps * sums_pitch + v * L);
+      Vec<A> total = {};
       for (int64_t i = block.i0; i < block.i1; ++i)
         for (int64_t j = block.j0; j < block.j1; ++j)
           total += load(block.dy + i * block.y_row + j * block.y_pixel + y_channel + v * L);
-      store(sums + taps * sums_pitch + v * L, total);
+      A* to = sums + taps * sums_pitch + v * L;
+      store(to, load(to) + total);
     }
   }
 
@@ -290,17 +295,20 @@ struct ByPlanes {
         }
       }
     }
-    // A vector's lanes added up, L vectors at once: turned, they are L vectors to add.
+    // A vector's lanes added up, L vectors at once: turned, they are L vectors to add, in pairs for fewer roundings.
     for (int64_t f = 0; f < multiplier; ++f)
       for (int64_t tap = 0; tap <= taps; tap += L) {
         const int64_t count = smaller(L, taps + 1 - tap);
-        Vec<A> turned[L], total = {};
+        Vec<A> turned[L];
         for (int64_t t = 0; t < L; ++t)
           turned[t] = t < count ? load(lane_sums + (f * (taps + 1) + tap + t) * L) : Vec<A>{};
         transpose_registers<A>(turned);
-        for (int l = 0; l < L; ++l) total += turned[l];
+#pragma GCC unroll 4
+        for (int step = 1; step < L; step *= 2)
+#pragma GCC unroll 8
+          for (int l = 0; l < L; l += 2 * step) turned[l] += turned[l + step];
         alignas(kVectorBytes) A totals[L];
-        store(totals, total);
+        store(totals, turned[0]);
         for (int64_t t = 0; t < count; ++t) sums[(tap + t) * p.k + channel * multiplier + f] = totals[t];
       }
   }
