@@ -14,6 +14,7 @@ folded by ordinary operators.
 """
 
 import torch
+import torch.nn.functional as F
 
 from . import functional as FF
 from ._activations import apply, label
@@ -111,8 +112,26 @@ class ConvActivation2d(Conv2d):
         return f"{super().extra_repr()}, with {label(self._activation)}"
 
 
+class ConvMaxPool2d(ConvActivation2d):
+    """A convolution that does the activation after it, if any, and the max-pool of window and stride 2 after that."""
+
+    def _conv_forward(self, input, weight, bias):
+        if self.padding_mode == "zeros" and not use_torch("conv", self._fastconv_fallback, input):
+            return FF.conv2d_max_pool2d(
+                input, weight, bias, self.stride, self.padding, self.dilation, self.groups,
+                activation=self._activation, algorithm=self.algorithm,
+            )  # fmt: skip
+        output = self._convolve(input, weight, bias, self._activation)
+        theirs = use_torch("pool", self._fastconv_fallback, output)
+        return F.max_pool2d(output, 2) if theirs else FF.max_pool2d(output, 2)
+
+    def extra_repr(self):
+        word = f"{label(self._activation)} and " if self._activation else ""
+        return f"{super(ConvActivation2d, self).extra_repr()}, with {word}MaxPool2d(2)"
+
+
 class FusedActivation(torch.nn.Identity):
-    """Stands where an activation stood whose work the convolution before it now does; keeps a Sequential's indices."""
+    """Stands where an activation or a max-pool stood whose work the convolution before it now does; keeps a Sequential's indices."""
 
     def extra_repr(self):
         return f"{self._fastconv_name}, done by {self._fastconv_by}"

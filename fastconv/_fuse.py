@@ -1,7 +1,9 @@
-"""Decides what to fuse, conv -> BatchNorm2d and either of them -> activation (ReLU, SiLU, ...), and makes it so.
+"""Decides what to fuse, conv -> BatchNorm2d, either of them -> activation (ReLU, SiLU, ...), and conv [-> activation] ->
+MaxPool2d(2), and makes it so.
 
 A pair is fused only if every call of the convolution, in train and in eval mode, is followed by the same thing and
-nothing else sees its output. The activation then disappears where it is cheapest for the user's model:
+nothing else sees its output. The activation, and likewise the max-pool, then disappears where it is cheapest for the
+user's model:
 1. an activation module all of whose calls are absorbed becomes an Identity;
 2. one that an nn.Sequential shares with other places is replaced by an Identity in this Sequential;
 3. a functional activation, or one call of a shared module, is taken out of the forward that calls it: the module gets
@@ -16,11 +18,11 @@ import torch
 from . import nn as fnn
 from ._activations import label, of_module
 from ._classes import exchange, origin, rewrite, stand_in
-from ._eligible import hooks, why_not_folded, why_not_touched
-from ._fold import ConvActivation2d, ConvBatchNorm2d, FoldedBatchNorm2d, FusedActivation
+from ._eligible import hooks, why_not_folded, why_not_replaced, why_not_touched
+from ._fold import ConvActivation2d, ConvBatchNorm2d, ConvMaxPool2d, FoldedBatchNorm2d, FusedActivation
 from ._residual import ConvResidual2d, move_residual, why_not_moved
 from ._source import plain_attributes
-from ._trace import activation_of, trace_calls, trace_forward
+from ._trace import activation_of, is_halving_module, is_halving_pool, trace_calls, trace_forward
 
 
 class Fusion:
@@ -31,7 +33,8 @@ class Fusion:
         self.notes = []
         self.folds = {}  # convolution -> BatchNorm2d
         self.tails = {}  # convolution -> [Call of an activation]
-        self.absorbed = defaultdict(list)  # activation module -> names of the convolutions that do its work
+        self.pools = {}  # convolution -> [Call of the max-pool after that]
+        self.absorbed = defaultdict(list)  # activation or pooling module -> names of the convolutions that do its work
         self.slots = defaultdict(list)  # (Sequential, slot) -> names of convolutions
         self.residuals = {}  # node of an activation in `tails` that follows a sum -> the convolution that does both
         self._terms = {}  # convolution -> [(node of a sum's term, node of the activation after the sum)]
@@ -80,6 +83,21 @@ class Fusion:
         elif words and not residual:
             names = " and ".join(sorted(map(label, words)))
             self.notes.append((conv, f"{names} not fused: it follows only some of the calls"))
+        if conv not in self.folds and not residual:
+            alone = all(len(call.node.users) == 1 for call in calls)
+            if alone and (conv in self.tails or not words):
+                self._decide_pool(conv, self.tails.get(conv, calls))
+
+    def _decide_pool(self, conv, last):
+        """The max-pool after all of a convolution's calls, if it can be the convolution's work too."""
+        pools = [self._calls.follower(call) for call in last]
+        if not all(pool and is_halving_pool(pool) for pool in pools):
+            return
+        self.pools[conv] = pools
+        for module in {pool.module for pool in pools} - {None}:
+            if not self.selection.includes(module) or why_not_replaced(module):
+                del self.pools[conv]
+                return
 
     def _share_sums(self):
         """Of the convolutions that are terms of one sum, the one that runs last does it: it sees the others' results."""
@@ -117,22 +135,35 @@ class Fusion:
     def _settle(self):
         """Drop activations that cannot be taken out, until what is left does not depend on what was dropped."""
         while True:
-            taken = {call.node for tail in self.tails.values() for call in tail}
-            dropped = {}
-            for conv, tail in self.tails.items():
-                reasons = filter(None, (self._place_of(call, taken)[1] for call in tail))
-                reason = next(reasons, None)
-                if reason:
-                    dropped[conv] = reason
-            if not dropped:
+            taken = self._taken()
+            dropped, kept = {}, {}
+            for found, tails in ((dropped, self.tails), (kept, self.pools)):
+                for conv, tail in tails.items():
+                    reasons = filter(None, (self._place_of(call, taken)[1] for call in tail))
+                    reason = next(reasons, None)
+                    if reason:
+                        found[conv] = reason
+            if not dropped and not kept:
                 return
+            for conv, reason in kept.items():
+                del self.pools[conv]
+                self.notes.append((conv, f"MaxPool2d not fused: {reason}"))
             for conv, reason in dropped.items():
                 name = label(self._word(conv))
                 del self.tails[conv]
+                self.pools.pop(conv, None)
                 self.notes.append((conv, f"{name} not fused: {reason}"))
 
+    def _fused(self):
+        """(convolution, calls that become its work), activations and max-pools."""
+        yield from self.tails.items()
+        yield from self.pools.items()
+
+    def _taken(self):
+        return {call.node for _, tail in self._fused() for call in tail}
+
     def _place_of(self, tail, taken):
-        """((how, where), None) for an activation call that can go if all in `taken` go; else (None, reason)."""
+        """((how, where), None) for an activation or pool call that can go if all in `taken` go; else (None, reason)."""
         module = tail.module
         residual = tail.node in self.residuals
         if module is not None:
@@ -148,7 +179,7 @@ class Fusion:
         if not all(call.node in taken for call in self._pairs[owner, tail.ordinal]):
             return None, f"other calls of {self._title(owner)} need it"
         if not residual and module is not None and type(owner).forward is torch.nn.Sequential.forward:
-            slots = [slot for slot, child in owner._modules.items() if of_module(child)]
+            slots = [slot for slot, child in owner._modules.items() if of_module(child) or is_halving_module(child)]
             return ("slot", (owner, slots[tail.ordinal])), None
         if owner not in self._graphs:
             try:
@@ -171,9 +202,9 @@ class Fusion:
         return ("forward", (owner, tail.ordinal)), None
 
     def _place(self):
-        taken = {call.node for tail in self.tails.values() for call in tail}
+        taken = self._taken()
         erased = defaultdict(set)
-        for conv, tail in self.tails.items():
+        for conv, tail in self._fused():
             name = self.selection.name(conv)
             for call in tail:
                 how, where = self._place_of(call, taken)[0]
@@ -185,15 +216,15 @@ class Fusion:
                         by.append(name)
         for owner, ordinals in erased.items():
             attributes, graph, nodes = self._graphs[owner]
-            convs = {call.ordinal: self.residuals.get(call.node) for tail in self.tails.values() for call in tail
+            convs = {call.ordinal: self.residuals.get(call.node) for _, tail in self._fused() for call in tail
                      if self._modules[call.owner] is owner}  # fmt: skip
             for ordinal in ordinals:
                 if convs[ordinal] is not None:
                     move_residual(graph, nodes[ordinal], owner, convs[ordinal], self.folds.get(convs[ordinal]))
             plain = [nodes[ordinal] for ordinal in ordinals if convs[ordinal] is None]
             self.forwards[owner] = _without(attributes, graph, plain)
-            count = f"{len(ordinals)} activation{'s' if len(ordinals) > 1 else ''}"
-            self.notes.append((owner, f"forward regenerated by torch.fx without {count}"))
+            count = f"{len(ordinals)} call{'s' if len(ordinals) > 1 else ''}"
+            self.notes.append((owner, f"forward regenerated by torch.fx without {count} that convolutions do"))
 
     def _title(self, module):
         return f"{type(module).__name__} '{self.selection.name(module)}'"
@@ -205,6 +236,8 @@ class Fusion:
         if conv in self.folds:
             tail = f"{', the residual' if residual else ''} and {label(word)}" if word else ""
             return ConvBatchNorm2d, f"folds '{self.selection.name(self.folds[conv])}'{tail} in eval mode"
+        if conv in self.pools:
+            return ConvMaxPool2d, f"does the {f'{label(word)} and ' if word else ''}MaxPool2d(2) after it"
         if word is None:
             return fnn.Conv2d, ""
         if residual:
@@ -217,7 +250,7 @@ class Fusion:
             conv.__dict__["_fastconv_norm"] = (norm,)
             exchange(norm, FoldedBatchNorm2d)
             norm.__dict__["_fastconv_activation"] = self._word(conv)
-        for conv in self.tails.keys() - self.folds.keys():
+        for conv in (self.tails.keys() | self.pools.keys()) - self.folds.keys():
             conv.__dict__["_fastconv_activation"] = self._word(conv)
         for module, by in self.absorbed.items():
             stand_in(module, FusedActivation)

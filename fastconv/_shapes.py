@@ -99,6 +99,11 @@ def conv2d(input, weight, bias, residual, stride, padding, dilation, groups, act
     return _empty_like(sizes, input, weight)
 
 
+def conv2d_max_pool2d(input, weight, bias, *rest):
+    between = conv2d(input, weight, bias, None, *rest)
+    return max_pool2d_values(between, (2, 2), (2, 2), (0, 0), (1, 1), False)
+
+
 def conv2d_batch_norm(input, weight, bias, residual, running_mean, running_var, gamma, beta, eps, *rest):
     vectors = (running_mean, "running_mean"), (running_var, "running_var"), (gamma, "weight"), (beta, "bias")
     for vector, name in vectors:
@@ -341,6 +346,7 @@ FAKES = {
     f.__name__: f
     for f in (
         conv2d,
+        conv2d_max_pool2d,
         conv2d_batch_norm,
         conv2d_grad_input,
         conv2d_grad_weight,
@@ -379,6 +385,12 @@ def conv2d_flops(input, weight, *args, out_shape=None, **kwargs):
     return _flops(weight, out_shape)
 
 
+def conv2d_max_pool2d_flops(
+    input, weight, bias, stride, padding, dilation, groups, *rest, out_shape=None, **kwargs
+):
+    return _flops(weight, _conv_output(input, weight, stride, padding, dilation, groups))
+
+
 def conv2d_grad_input_flops(grad_output, weight, *args, out_shape=None, **kwargs):
     return _flops(weight, grad_output)
 
@@ -393,6 +405,7 @@ def conv_transpose2d_flops(input, weight, *args, out_shape=None, **kwargs):
 
 FLOPS = {
     "conv2d": conv2d_flops,
+    "conv2d_max_pool2d": conv2d_max_pool2d_flops,
     "conv2d_batch_norm": conv2d_flops,
     "conv2d_grad_input": conv2d_grad_input_flops,
     "conv2d_grad_weight": conv2d_grad_weight_flops,

@@ -15,6 +15,7 @@ import torch.fx
 import torch.nn.functional as F
 
 from . import _activations as activations
+from . import nn as fnn
 from ._source import children_called_whole
 
 _LEAVES = (
@@ -62,7 +63,7 @@ class Call:
         self.node = node
         self.module = module
         self.frame = frame  # (name of the module whose forward runs, serial number of that run)
-        self.ordinal = None  # for activations: how many ran before it in the same frame
+        self.ordinal = None  # of activations and max-pools that may be fused: how many ran before it in the same frame
 
     @property
     def owner(self):
@@ -119,6 +120,40 @@ def activation_of(call):
     if found is None or not options.keys() <= set(found[1]):
         return None
     return activations.word_for(found[0], options)
+
+
+def is_halving_pool(call):
+    """Is this the max-pool that a convolution can do: window and stride 2, values only?"""
+    node = call.node
+    if len(node.all_input_nodes) != 1 or len(node.args) < 1:
+        return False
+    if node.op == "call_module":
+        return is_halving_module(call.module)
+    if node.op != "call_function" or node.target not in (F.max_pool2d, torch.max_pool2d):
+        return False
+    names = "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"
+    return _halves(**dict(zip(names, node.args[1:])), **node.kwargs)
+
+
+def is_halving_module(module):
+    if type(module) is not torch.nn.MaxPool2d and not isinstance(module, fnn.MaxPool2d):
+        return False
+    return _halves(
+        module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode, module.return_indices
+    )
+
+
+def _halves(kernel_size=0, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    def is_all(value, number):
+        return all(type(v) is int and v == number for v in (value if isinstance(value, tuple | list) else (value,)))
+
+    whole = is_all(kernel_size, 2) and (stride is None or is_all(stride, 2))
+    return whole and is_all(padding, 0) and is_all(dilation, 1) and ceil_mode is False and return_indices is False
+
+
+def may_go(call):
+    """Could a convolution before it do this call's work?"""
+    return activation_of(call) is not None or is_halving_pool(call)
 
 
 def _options(node):
@@ -212,7 +247,7 @@ def trace_calls(model, is_hooked):
 
 
 def trace_forward(module):
-    """The graph of `module`'s own forward, its children being leaves; its calls of activations by ordinal.
+    """The graph of `module`'s own forward, its children being leaves; its calls that may go, by ordinal.
 
     Raises:
         ValueError: why this graph could not stand for the forward.
@@ -237,7 +272,7 @@ def trace_forward(module):
     calls = [
         Call(node, modules.get(node.target) if node.op == "call_module" else None, ("", 0)) for node in graphs[0].nodes
     ]
-    return graphs[0], [call.node for call in calls if activation_of(call)]
+    return graphs[0], [call.node for call in calls if may_go(call)]
 
 
 def _twin(model):
@@ -284,7 +319,7 @@ def _record(calls, graph, root, real, prefix):
         owner = prefix + name if name else prefix.rstrip(".")
         call = Call(node, None if traced is None else real(traced), (owner, (id(graph), serial)))
         calls.of_node[node] = call
-        if activation_of(call):
+        if may_go(call):
             call.ordinal = counts[call.frame]
             counts[call.frame] += 1
         if traced is not None:

@@ -51,6 +51,13 @@ def conv2d(operator, info, in_dims, x, w, b, res, stride, padding, dilation, gro
     return y.unflatten(1, (size, -1)), 1
 
 
+def conv2d_max_pool2d(operator, info, in_dims, x, w, b, *conf):
+    def without_residual(x, w, b, residual, *conf):
+        return operator(x, w, b, *conf)
+
+    return conv2d(without_residual, info, (*in_dims[:3], None), x, w, b, None, *conf)
+
+
 def conv2d_batch_norm(operator, info, in_dims, x, w, b, res, mean, var, gamma, beta, eps, *conf):
     """The BatchNorm's vectors are one more property of the filters."""
     size, statistics = info.batch_size, (mean, var, gamma, beta)
@@ -141,6 +148,7 @@ def _fold(tensors, size_at=None):
 
 RULES = {
     "conv2d": conv2d,
+    "conv2d_max_pool2d": conv2d_max_pool2d,
     "conv2d_batch_norm": conv2d_batch_norm,
     "conv2d_grad_input": conv2d_grad_input,
     "conv2d_grad_weight": conv2d_grad_weight,

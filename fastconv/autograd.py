@@ -269,8 +269,8 @@ class _ForInference:
 
     @staticmethod
     def backward(ctx, grad):
-        raise RuntimeError("fastconv: conv2d_batch_norm is for inference and has no derivative; use conv2d")
+        raise RuntimeError("fastconv: this operator is for inference and has no derivative; use conv2d")
 
 
 FORMULAS = {d.name: d for d in (conv2d, grad_input, grad_weight, conv_transpose2d)} | POOLS
-FORMULAS["conv2d_batch_norm"] = _ForInference
+FORMULAS["conv2d_batch_norm"] = FORMULAS["conv2d_max_pool2d"] = _ForInference

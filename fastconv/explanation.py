@@ -112,12 +112,18 @@ def explain(problem_or_module, *inputs):
     return Explanation([row for call, recorded in enumerate(recorder.calls) for row in _rows(*recorded, call)])
 
 
+def _device(name):
+    return "simulated" if name == "cpu" and ops.extension().simulated_gpu() else name
+
+
+def _fuses_max_pool(text, algorithm, device):
+    return ops.extension().fuses_max_pool(text, torch.get_num_threads(), algorithm, _device(device))
+
+
 def _rows(text, algorithm, layer, device, call):
     extension = ops.extension()
     accuracy = extension.parse_problem(text).get("accuracy", "torch")  # pools are exact or correctly rounded sums
-    if device == "cpu" and extension.simulated_gpu():
-        device = "simulated"
-    rows = extension.explain(text, threads=torch.get_num_threads(), algorithm=algorithm, device=device)
+    rows = extension.explain(text, threads=torch.get_num_threads(), algorithm=algorithm, device=_device(device))
     return [{"call": call, "layer": layer, "problem": text, "accuracy": accuracy, **row} for row in rows]
 
 
@@ -162,15 +168,24 @@ class _Recorder(TorchDispatchMode):
         if describe is None:
             return func(*args, **(kwargs or {}))
         algorithm = "auto"
-        at = {ops.conv2d: 9, ops.conv2d_batch_norm: 14, ops.conv_transpose2d: 8}.get(func)
+        at = {ops.conv2d: 9, ops.conv2d_max_pool2d: 8, ops.conv2d_batch_norm: 14, ops.conv_transpose2d: 8}.get(func)
         if at:  # run by whatever can: a refusal is for the table
             algorithm, args = args[at], (*args[:at], "auto", *args[at + 1 :])
         output = func(*args, **(kwargs or {}))
         first = output[0] if isinstance(output, tuple) else output
         if first.numel():
-            fields = describe(output, *args)
+            text = ops.extension().problem_text(describe(output, *args))
+            device = first.device.type
+            if func is ops.conv2d_max_pool2d and not _fuses_max_pool(text, algorithm, device):
+                tensors, (activation, _, *rest) = (*args[:3], None), args[7:]
+                between = self.__torch_dispatch__(
+                    ops.conv2d, types, (*tensors, *args[3:7], activation, algorithm, *rest)
+                )
+                return self.__torch_dispatch__(
+                    ops.max_pool2d_values, types, (between, [2, 2], [2, 2], [0, 0], [1, 1], False)
+                )
             layer = self._layers[-1] if self._layers else ""
-            self.calls.append((ops.extension().problem_text(fields), algorithm, layer, first.device.type))
+            self.calls.append((text, algorithm, layer, device))
         return output
 
 
@@ -185,6 +200,10 @@ def _describe_conv2d(y, x, w, bias, residual, stride, padding, dilation, groups,
         fields.update(residual=1, aux_strides=residual.stride())
     name, parameter = activations.parse(activation)
     return dict(fields, activation=name, activation_parameter=parameter or 0.0)
+
+
+def _describe_conv2d_max_pool2d(y, x, w, bias, *rest):
+    return dict(_describe_conv2d(y, x, w, bias, None, *rest), max_pool=1)
 
 
 def _describe_conv2d_batch_norm(y, x, w, bias, residual, mean, var, gamma, beta, eps, *rest):
@@ -260,6 +279,7 @@ def _describe_avg_pool2d(y, x, kernel_size, stride, padding, ceil_mode, count_in
 
 _DESCRIBE = {
     "fastconv::conv2d": _describe_conv2d,
+    "fastconv::conv2d_max_pool2d": _describe_conv2d_max_pool2d,
     "fastconv::conv2d_batch_norm": _describe_conv2d_batch_norm,
     "fastconv::conv_transpose2d": _describe_conv_transpose2d,
     "fastconv::max_pool2d": _describe_max_pool2d,

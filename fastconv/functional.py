@@ -24,6 +24,7 @@ from ._arguments import (
 __all__ = [
     "conv2d",
     "conv2d_relu",
+    "conv2d_max_pool2d",
     "conv_transpose2d",
     "max_pool2d",
     "avg_pool2d",
@@ -114,6 +115,33 @@ def conv2d_batch_norm(
 def conv2d_relu(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, algorithm="auto"):
     """relu(conv2d(...)) in one pass: the arguments, shapes and errors of `conv2d`. NaN stays NaN, as in torch.relu."""
     return conv2d(input, weight, bias, stride, padding, dilation, groups, activation="relu", algorithm=algorithm)
+
+
+def conv2d_max_pool2d(
+    input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation=None, algorithm="auto"
+):
+    """max_pool2d(conv2d(...), 2): a convolution, its activation, and the largest of each 2x2 outputs.
+
+    Arguments as of `conv2d` -> (N, K, P // 2, Q // 2), or without N. Where nobody wants a derivative, and a kernel (row
+    `winograd` on the CPU) is predicted to be faster so, one kernel does both and the outputs between are never stored;
+    `fastconv.explain` tells. Otherwise the two run one after the other.
+
+    Raises what `conv2d` and `max_pool2d` raise.
+    """
+    args = input, weight, bias, stride, padding, dilation, groups
+    if torch.compiler.is_compiling():
+        if input.dim() == 4 and not may_differentiate(input, weight, bias):
+            return _conv2d_max_pool2d(*args, activation, algorithm)
+        return max_pool2d(conv2d(*args, activation=activation, algorithm=algorithm), 2)
+    try:
+        output = ops.functional_conv2d_max_pool2d(*args, activation, selection.resolve(algorithm), accuracy.current)
+        if output is not None:
+            return output
+        if input.dim() == 4 and not may_differentiate(input, weight, bias):
+            return _conv2d_max_pool2d(*args, activation, algorithm)
+    except ARGUMENT_ERRORS:
+        pass  # one of the two says what is wrong
+    return max_pool2d(conv2d(*args, activation=activation, algorithm=algorithm), 2)
 
 
 def conv_transpose2d(
@@ -286,6 +314,13 @@ def _conv2d_arguments(input, weight, bias, residual, stride, padding, dilation, 
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         tensors = autocast(*tensors)
     return tensors, (stride, padding, dilation, groups), (activation, algorithm, accuracy.current)
+
+
+def _conv2d_max_pool2d(input, weight, bias, stride, padding, dilation, groups, activation, algorithm):
+    (input, weight, bias, _), geometry, how = _conv2d_arguments(
+        input, weight, bias, None, stride, padding, dilation, groups, activation, algorithm
+    )
+    return ops.conv2d_max_pool2d(input, weight, bias, *geometry, *how)
 
 
 def _conv2d(input, weight, bias, stride, padding, dilation, groups, activation, residual, algorithm):

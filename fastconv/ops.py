@@ -17,6 +17,7 @@ from . import _extension
 
 OPERATORS = (
     "conv2d",
+    "conv2d_max_pool2d",
     "conv2d_batch_norm",
     "conv2d_grad_input",
     "conv2d_grad_weight",
@@ -41,6 +42,7 @@ OPERATORS = (
 
 SHORT_WAYS = (
     "functional_conv2d",
+    "functional_conv2d_max_pool2d",
     "functional_conv2d_batch_norm",
     "functional_conv_transpose2d",
     "functional_max_pool2d",

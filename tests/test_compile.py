@@ -46,6 +46,7 @@ def conv_samples(last, wanted):
         yield "conv2d", (x, w, None, None), conf
         if not wanted:  # it has no derivative
             statistics = randn(4, seed=1), randn(4, seed=2).abs(), randn(4, seed=3), randn(4, seed=4)
+            yield "conv2d_max_pool2d", (x, w, b), conf
             yield "conv2d_batch_norm", (x, w, b, residual, *statistics, 1e-5), conf
             yield "conv2d_batch_norm", (x, w, None, None, *statistics[:2], None, None, 1e-5), conf
         if activation == "gelu":  # its gradient does not follow from the output
@@ -108,7 +109,7 @@ def all_samples(*args):
 @pytest.mark.parametrize("operator", fastconv.ops.OPERATORS)
 def test_opcheck(operator, wanted, last):
     samples = [s for s in all_samples(last, wanted) if s[0] == operator]
-    assert samples or (wanted and operator == "conv2d_batch_norm")
+    assert samples or (wanted and operator in ("conv2d_batch_norm", "conv2d_max_pool2d"))
     for _, args, kwargs in samples:
         torch.library.opcheck(getattr(OPS, operator).default, args, kwargs)
 

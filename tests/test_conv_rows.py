@@ -86,6 +86,45 @@ def test_layouts_threads_and_prepacked_filters(name, pass_, isa):
     assert ran
 
 
+POOLED = [  # output sizes of every remainder modulo the tiles' sizes, channels and filters of no vector's length
+    "n2c5h9w11 k7r3s3 st1 pd1 dl1 g1",
+    "n1c17h8w13 k34r3s3 st1 pd1 dl1 g1",
+    "n1c33h14w18 k16r3s3 st1 pd0,1,1,0 dl1 g1",
+    "n1c8h17w40 k48r3s3 st1 pd1 dl1 g2",
+    "n2c4h10w7 k32r5s5 st1 pd2 dl1 g1",
+    "n1c3h4w4 k1r3s3 st1 pd0 dl1 g1",
+]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("name", ROWS)
+def test_fused_max_pool(name, dtype, isa):
+    ran = 0
+    layouts = ("nchw", "nhwc", "x:nhwc w:nchw y:nchw", "x:nchw w:nhwc y:nhwc")
+    flags = ["", " bias relu", " scale bias relu", " bias gelu", " tanh", " bias"]
+    for i, shape in enumerate(POOLED):
+        for j, layout in enumerate(layouts):
+            for accuracy in ("", " acc:fast", " acc:fastest"):
+                text = f"conv {shape} maxpool2 {dtype} {layout} fwd{flags[(i + j) % len(flags)]}{accuracy}"
+                ran += check_if_supported(text, name, seed=i, threads=1 + j % 2, prepacked=j % 2 == 1)
+    row = row_named(name)
+    assert bool(ran) == (row["max_pools"] and dtype in row["dtypes"])
+
+
+def test_fused_max_pool_chooses_as_torchs():
+    """NaN wins in its windows and in no others; an infinite output is the largest."""
+    text = "conv n1c4h8w8 k16r3s3 st1 pd1 dl1 g1 maxpool2 f32 nhwc fwd"
+    p = _C.parse_problem(text)
+    x, weight = torch.zeros(1, 4, 8, 8).contiguous(memory_format=torch.channels_last), torch.zeros(16, 4, 3, 3)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    bias = torch.arange(16.0)
+    bias[3], bias[5], bias[7] = math.nan, math.inf, -math.inf
+    y = Operand((1, 16, 4, 4), p["y_strides"], torch.float32)
+    addresses = {"x": x.data_ptr(), "weight": weight.data_ptr(), "bias": bias.data_ptr(), "y": y.address}
+    _C.run_row(text + " bias relu", "winograd", addresses)
+    torch.testing.assert_close(y.view, bias.relu().view(1, 16, 1, 1).expand(1, 16, 4, 4), equal_nan=True)
+
+
 @pytest.mark.parametrize("word", ACTIVATIONS)
 @pytest.mark.parametrize("name", ROWS)
 def test_activations(name, word, isa):

@@ -27,7 +27,7 @@ from convert_models import (
 )
 from fastconv import conversion_report, convert, unconvert
 from fastconv import nn as fnn
-from fastconv._fold import ConvBatchNorm2d, FoldedBatchNorm2d, FusedActivation
+from fastconv._fold import ConvBatchNorm2d, ConvMaxPool2d, FoldedBatchNorm2d, FusedActivation
 
 pytestmark = pytest.mark.filterwarnings("error:fastconv")  # no warning where none is due
 
@@ -124,7 +124,8 @@ def test_sequential_neighbours_are_fused_and_indices_stay():
     model = convert(make("vgg"))
     kinds = [type(m) for m in model[0]]
     pair = [fnn.ConvReLU2d, FusedActivation]
-    assert kinds == [*pair, *pair, fnn.MaxPool2d, *pair, fnn.MaxPool2d]
+    pooled = [ConvMaxPool2d, FusedActivation, FusedActivation]
+    assert kinds == [*pair, *pooled, *pooled]
     assert isinstance(model[0][1], nn.Identity)
     assert "ReLU, done by 0.0" in repr(model)
 
@@ -142,7 +143,7 @@ def test_fuse_false_replaces_only():
 def test_functional_relu_leaves_the_users_class():
     model = convert(make("lenet"))
     assert (
-        isinstance(model, LeNet) and isinstance(model.conv1, fnn.ConvReLU2d) and isinstance(model.conv2, fnn.ConvReLU2d)
+        isinstance(model, LeNet) and isinstance(model.conv1, ConvMaxPool2d) and isinstance(model.conv2, fnn.ConvReLU2d)
     )
     assert "relu" not in inspect.getsource(type(model).forward)
     assert type(unconvert(model)) is LeNet
@@ -170,7 +171,7 @@ def test_one_relu_object_in_many_slots_of_a_sequential():
     relu = nn.ReLU()
     original = nn.Sequential(nn.Conv2d(3, 4, 3), relu, nn.Conv2d(4, 4, 3), relu, nn.MaxPool2d(2), relu)
     model = convert(original)
-    assert [isinstance(m, nn.Identity) for m in model] == [False, True, False, True, False, False]
+    assert [isinstance(m, nn.Identity) for m in model] == [False, True, False, True, True, False]
     assert type(model[5]) is nn.ReLU
     assert_same(model, original)
     back = unconvert(model)
@@ -250,7 +251,7 @@ def test_converting_twice():
 
 
 def test_hand_written_layers():
-    model = nn.Sequential(fnn.Conv2d(3, 4, 3, algorithm="direct"), nn.ReLU(), fnn.MaxPool2d(2))
+    model = nn.Sequential(fnn.Conv2d(3, 4, 3, algorithm="direct"), nn.ReLU(), fnn.MaxPool2d(3))
     fused = convert(model)
     assert type(fused[0]) is fnn.ConvReLU2d and fused[0].algorithm == "direct"
     back = unconvert(fused)

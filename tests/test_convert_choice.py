@@ -19,7 +19,7 @@ from convert_models import (
 )
 from fastconv import conversion_report, convert, unconvert
 from fastconv import nn as fnn
-from fastconv._fold import ConvBatchNorm2d
+from fastconv._fold import ConvBatchNorm2d, ConvMaxPool2d
 
 pytestmark = pytest.mark.filterwarnings("error:fastconv")  # no warning where none is due
 
@@ -90,7 +90,7 @@ def test_hooks_on_partners_and_containers_see_what_they_saw():
     model[0].register_forward_hook(lambda module, args, output: None)
     converted = convert(model)
     assert type(converted[0][0]) is fnn.Conv2d and type(converted[0][1]) is nn.ReLU
-    assert isinstance(converted[0][2], fnn.ConvReLU2d), "a hook on the container does not see its inside"
+    assert isinstance(converted[0][2], ConvMaxPool2d), "a hook on the container does not see its inside"
     converted(image())
     assert seen[0] < 0, "the hook sees the convolution's output before the ReLU"
 
@@ -129,7 +129,7 @@ def test_a_device_or_dtype_that_comes_later():
     ids=["all", "glob", "names", "class", "predicate", "not a name", "not a list", "both", "nothing"],
 )
 def test_include_and_exclude(options, replaced):
-    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.Conv2d(4, 4, 3)), nn.MaxPool2d(2))
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.Conv2d(4, 4, 3)), nn.MaxPool2d(3))
     converted = convert(model, **options)
     layers = (converted[0][0], converted[1][0], converted[2])
     assert "".join(str(i) for i, m in enumerate(layers) if type(m).__module__ == "fastconv.nn") == replaced

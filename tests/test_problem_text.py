@@ -63,6 +63,9 @@ def convolutions(draw):
     p["bias"] = draw(st.booleans())
     p["residual"] = p["pass"] == "forward" and draw(st.booleans())
     p["scale"] = p["pass"] == "forward" and p["dtype"][0] in "fb" and draw(st.booleans())
+    p["max_pool"] = False
+    if p["pass"] == "forward" and not p["residual"] and min(conv_sizes(p)[2][2:]) > 1:
+        p["max_pool"] = draw(st.booleans())
     p["deterministic"] = draw(st.booleans())
     for align in ("x_align", "weight_align", "y_align"):
         p[align] = draw(st.integers(0, 6))
@@ -86,7 +89,8 @@ def conv_sizes(p):
     rows = out_size(p["h"], p["pad_top"] + p["pad_bottom"], p["r"], p["stride_h"], p["dilation_h"])
     columns = out_size(p["w"], p["pad_left"] + p["pad_right"], p["s"], p["stride_w"], p["dilation_w"])
     x, weight = (p["n"], p["c"], p["h"], p["w"]), (p["k"], p["c"] // p["groups"], p["r"], p["s"])
-    return x, weight, (p["n"], p["k"], rows, columns)
+    window = 2 if p["max_pool"] else 1
+    return x, weight, (p["n"], p["k"], rows // window, columns // window)
 
 
 @st.composite
@@ -177,8 +181,25 @@ def test_every_field_shows_in_the_text():
         assert problem[key] != value
         texts.add(_C.problem_text({**problem, key: value}))
     assert len(texts) == 1 + len(changed)
-    # These three exclude some of the fields above.
-    assert set(problem) - set(changed) == {"kind", "dtype", "pass", "residual"}
+    # These exclude some of the fields above, or each other.
+    assert set(problem) - set(changed) == {"kind", "dtype", "pass", "residual", "max_pool"}
+
+
+def test_a_fused_max_pool_halves_the_output():
+    written = "conv n2c8h9w11 k4r3s3 st1 pd1 dl1 g1 maxpool2 f32 nhwc fwd bias relu acc:fast"
+    problem = _C.parse_problem(written)
+    assert problem["max_pool"] and problem["y_strides"] == dense((2, 4, 4, 5), "nhwc")
+    assert _C.problem_text(problem) == written
+    facts, plain = _C.problem_facts(written), _C.problem_facts(written.replace(" maxpool2", ""))
+    assert facts["macs"] == plain["macs"]
+    assert plain["minimum_bytes"] - facts["minimum_bytes"] == 4 * 2 * 4 * (9 * 11 - 4 * 5)
+    for changed, message in (
+        (written.replace("fwd bias relu", "grad_input"), "belongs to the forward pass only"),
+        (written.replace("relu", "relu res"), "goes without a residual"),
+        (written.replace("h9w11", "h1w11"), "window is larger than the output"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _C.parse_problem(changed)
 
 
 def test_fields_of_an_example():
@@ -186,7 +207,7 @@ def test_fields_of_an_example():
     # h: (9 + 1 + 2 - 3) / 2 + 1 = 5; w: 11 + 0 + 1 - 2 * 1 - 1 + 1 = 10
     expected = dict(
         kind="conv", n=2, c=8, h=9, w=11, k=4, r=3, s=2, stride_h=2, stride_w=1, pad_top=1, pad_left=0, pad_bottom=2,
-        pad_right=1, dilation_h=1, dilation_w=2, groups=4, dtype="f32", scale=True, bias=True, activation="leaky_relu", activation_parameter=0.2, residual=True,
+        pad_right=1, dilation_h=1, dilation_w=2, groups=4, dtype="f32", scale=True, bias=True, activation="leaky_relu", activation_parameter=0.2, residual=True, max_pool=False,
         math="tf32", accuracy="fast", deterministic=True, x_align=2, weight_align=6, y_align=5,
         x_strides=(8 * 9 * 11, 9 * 11, 11, 1), weight_strides=(2 * 3 * 2, 1, 2 * 2, 2), y_strides=(900, 70, 9, 2),
         aux_strides=(4 * 5 * 10, 5 * 10, 10, 1),
@@ -394,8 +415,9 @@ def test_any_text_parses_or_raises(text):
 def test_facts_of_a_convolution(problem):
     facts = _C.problem_facts(_C.problem_text(problem))
     x, weight, y = conv_sizes(problem)
-    assert (facts["p"], facts["q"]) == y[2:]
-    assert facts["macs"] == math.prod(y) * math.prod(weight[1:])
+    outputs = conv_sizes(problem | {"max_pool": False})[2]
+    assert (facts["p"], facts["q"]) == outputs[2:]
+    assert facts["macs"] == math.prod(outputs) * math.prod(weight[1:])
     assert facts["flops"] == 2 * facts["macs"]
     size = {"f64": 8, "i64": 8, "f32": 4, "i32": 4, "f16": 2, "bf16": 2, "i16": 2, "u8": 1, "i8": 1}[problem["dtype"]]
     has_aux = problem["residual"] or (problem["pass"] != "forward" and problem["activation"] != "none")

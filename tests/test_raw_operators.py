@@ -16,6 +16,7 @@ OFFSETS = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
 
 VALID = {
     "conv2d": dict(input=X4(), weight=W4(), bias=None, residual=None, **CONV_CONF),
+    "conv2d_max_pool2d": dict(input=X4(), weight=W4(), bias=None, **CONV_CONF),
     "conv2d_batch_norm": dict(
         input=X4(), weight=W4(), bias=None, residual=None, running_mean=X(6), running_var=X(6), gamma=None, beta=None,
         eps=1.0, **CONV_CONF,
@@ -76,7 +77,7 @@ def bad_values(operator, argument):
         return [*BAD_TENSORS, *other_channels, *OTHER_KINDS[0 if conv else 1 :]]  # and doubles
     if argument == "weight":
         other_sizes = [X4()] if operator == "conv2d_grad_input" else []
-        return [t for t in BAD_TENSORS if operator not in ("conv2d", "conv2d_batch_norm") or t.shape != (2, 3, 1, 1)] + other_sizes + OTHER_KINDS
+        return [t for t in BAD_TENSORS if operator not in ("conv2d", "conv2d_max_pool2d", "conv2d_batch_norm") or t.shape != (2, 3, 1, 1)] + other_sizes + OTHER_KINDS
     if argument in ("bias", "residual", "output") and operator != "conv2d_grad_weight" or argument == "output":
         return [X(5), X(6, 1), X(2, 6, 6, 5), X(), X(6, dtype=torch.double), X(2, 6, 6, 6, dtype=torch.double)]
     if argument in ("running_mean", "running_var", "gamma", "beta"):

@@ -116,13 +116,15 @@ Tensor contiguous_bias(const Tensor& bias, int64_t size, const Tensor& weight, c
   return bias.contiguous();
 }
 
-// scale: of the type that sums have, or undefined.
+// scale: of the type that sums have, or undefined. With max_pool the result is undefined if that is no work for
+// one kernel.
 Tensor convolve(const Backend& backend, const Tensor& input, const Tensor& weight, const Tensor& scale,
-                const OptionalTensor& bias, const OptionalTensor& residual, const ConvArguments& a) {
+                const OptionalTensor& bias, const OptionalTensor& residual, const ConvArguments& a,
+                bool max_pool = false) {
   ConvProblem p = geometry(input.sizes(), weight.sizes(), a);
   p.dtype = dtype_of(input, "conv2d");
   check_same_kind(weight, "weight", input, "input");
-  const Sizes4 sizes = output_sizes(p);
+  Sizes4 sizes = output_sizes(p);
   ConvOperands o;
   Tensor own_bias;
   if (scale.defined()) {
@@ -142,10 +144,21 @@ Tensor convolve(const Backend& backend, const Tensor& input, const Tensor& weigh
     p.aux_strides = strides_of(*residual);
     o.aux = residual->const_data_ptr();
   }
-  Tensor out = empty_result(sizes, input.options(), format_of_either(input, weight));
+  const at::MemoryFormat format = format_of_either(input, weight);
+  p.x_strides = strides_of(input), p.weight_strides = strides_of(weight);
+  p.x_align = alignment_of(input), p.weight_align = alignment_of(weight);
+  if (max_pool) {
+    if (p.n == 0 || p.c == 0 || p.k == 0 || p.p() < 2 || p.q() < 2) return {};
+    p.max_pool = 1;
+    sizes = p.y_sizes();
+    p.y_strides = dense_strides(sizes, format == at::MemoryFormat::ChannelsLast ? Layout::nhwc : Layout::nchw);
+    p.canonicalise();
+    if (!backend.fuses_max_pool(p, a.algorithm)) return {};
+  }
+  Tensor out = empty_result(sizes, input.options(), format);
   if (out.numel() == 0) return out;
-  p.x_strides = strides_of(input), p.weight_strides = strides_of(weight), p.y_strides = strides_of(out);
-  p.x_align = alignment_of(input), p.weight_align = alignment_of(weight), p.y_align = alignment_of(out);
+  p.y_strides = strides_of(out);
+  p.y_align = alignment_of(out);
   p.canonicalise();
   o.x = const_cast<void*>(input.const_data_ptr());
   o.weight = const_cast<void*>(weight.const_data_ptr());
@@ -169,6 +182,15 @@ Tensor statistic(const Tensor& vector, const char* name, int64_t filters, const 
 Tensor conv2d(const Backend& backend, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
               const OptionalTensor& residual, const ConvArguments& a) {
   return convolve(backend, input, weight, {}, bias, residual, a);
+}
+
+Tensor conv2d_max_pool2d(const Backend& backend, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                         const ConvArguments& a) {
+  Tensor fused = convolve(backend, input, weight, {}, bias, {}, a, true);
+  if (fused.defined()) return fused;
+  static constexpr int64_t kWindow[2] = {2, 2}, kNone[2] = {0, 0}, kOne[2] = {1, 1};
+  const Tensor between = convolve(backend, input, weight, {}, bias, {}, a);
+  return std::get<0>(max_pool2d(backend, between, {kWindow, kWindow, kNone, kOne}, false));
 }
 
 Tensor conv2d_batch_norm(const Backend& backend, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,

@@ -78,6 +78,11 @@ void run_conv(const ConvProblem& problem, const ConvOperands& operands, const Te
   }
 }
 
+bool fuses(const ConvProblem& problem, std::string_view algorithm) {
+  if (simulated_gpu()) return fuses_max_pool(problem, Device::simulated, 1, algorithm);
+  return fuses_max_pool(problem, Device::cpu, thread_count(), algorithm);
+}
+
 void run_pool(const PoolProblem& problem, const PoolOperands& operands) {
   if (simulated_gpu()) return simulated_run_pool(problem, operands);
   require_own_isa();
@@ -124,7 +129,7 @@ void write_indices(const PoolProblem& p, const void* offsets, int64_t* indices) 
 
 }  // namespace
 
-const Backend kCpu{Device::cpu, run_conv, run_pool, write_indices};
+const Backend kCpu{Device::cpu, run_conv, run_pool, fuses, write_indices};
 
 }  // namespace fastconv::bindings
 

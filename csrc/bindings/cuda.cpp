@@ -43,6 +43,10 @@ void run_conv(const ConvProblem& problem, const ConvOperands& operands, const Te
   }
 }
 
+bool fuses(const ConvProblem& problem, std::string_view algorithm) {
+  return fuses_max_pool(problem, Device::cuda, 1, algorithm);
+}
+
 void run_pool(const PoolProblem& problem, const PoolOperands& operands) {
   try {
     run(problem, operands, PoolPlan(select(problem, Device::cuda, 1)));
@@ -59,7 +63,7 @@ void write_indices(const PoolProblem& problem, const void* offsets, int64_t* ind
 }  // namespace
 
 extern const Backend kCuda;
-const Backend kCuda{Device::cuda, run_conv, run_pool, write_indices};
+const Backend kCuda{Device::cuda, run_conv, run_pool, fuses, write_indices};
 
 }  // namespace fastconv::bindings
 

@@ -204,6 +204,14 @@ Tensor functional_conv2d(const Tensor& input, const Tensor& weight, const Option
                     activation.activation, algorithm, accuracy);
 }
 
+Tensor functional_conv2d_max_pool2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, Pair stride,
+                                    Pair padding, Pair dilation, int64_t groups, Named activation,
+                                    std::string_view algorithm, std::string_view accuracy) {
+  if (!padding.given) throw NotPlain{};
+  return CpuOperators::conv2d_max_pool2d(input, weight, bias, list(stride), padding.sides(), list(dilation), groups,
+                                         activation.activation, algorithm, accuracy);
+}
+
 Tensor functional_conv2d_batch_norm(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                                     const OptionalTensor& residual, const Tensor& running_mean,
                                     const Tensor& running_var, const OptionalTensor& gamma, const OptionalTensor& beta,
@@ -307,6 +315,7 @@ PyMethodDef method(const char* name) {
 bool add_eager_functions(PyObject* module) {
   static PyMethodDef methods[] = {
       method<&functional_conv2d>("functional_conv2d"),
+      method<&functional_conv2d_max_pool2d>("functional_conv2d_max_pool2d"),
       method<&functional_conv2d_batch_norm>("functional_conv2d_batch_norm"),
       method<&functional_conv_transpose2d>("functional_conv_transpose2d"),
       method<&functional_max_pool2d>("functional_max_pool2d"),
@@ -315,6 +324,7 @@ bool add_eager_functions(PyObject* module) {
       method<&functional_adaptive_avg_pool2d>("functional_adaptive_avg_pool2d"),
       method<&functional_lp_pool2d>("functional_lp_pool2d"),
       method<&CpuOperators::conv2d>("eager_conv2d"),
+      method<&CpuOperators::conv2d_max_pool2d>("eager_conv2d_max_pool2d"),
       method<&CpuOperators::conv2d_batch_norm>("eager_conv2d_batch_norm"),
       method<&CpuOperators::conv2d_grad_input>("eager_conv2d_grad_input"),
       method<&CpuOperators::conv2d_grad_weight>("eager_conv2d_grad_weight"),

@@ -50,7 +50,11 @@ py::dict describe(const Row& row, const char* kind) {
 
 py::list algorithms() {
   py::list list;
-  for (const ConvRow& row : conv_rows()) list.append(describe(row, "conv"));
+  for (const ConvRow& row : conv_rows()) {
+    py::dict d = describe(row, "conv");
+    d["max_pools"] = row.max_pools;
+    list.append(d);
+  }
   for (const PoolRow& row : pool_rows()) list.append(describe(row, "pool"));
   return list;
 }
@@ -224,6 +228,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "A convolution's dict made complete and canonical: every field, strides included. Raises ValueError.");
   m.def("pool_problem", [](const py::dict& fields) { return to_dict(from_dict<PoolProblem>(fields)); },
         py::arg("fields"), "The same for a pool: p and q follow from the rest unless adaptive. Raises ValueError.");
+  m.def(
+      "fuses_max_pool",
+      [](const std::string& text, int threads, const std::string& algorithm, const std::string& device) {
+        return fuses_max_pool(parse_conv(text), device_of(device), threads, algorithm);
+      },
+      py::arg("text"), py::arg("threads"), py::arg("algorithm"), py::arg("device"),
+      "Whether the problem of a text with maxpool2 runs as one kernel, or as convolution and pool apart.");
   m.def("problem_facts", &facts, py::arg("text"),
         "Derived from a problem's text: p, q, macs (convolutions), flops, minimum_bytes, element_bytes, x_layout,\n"
         "y_layout, weight_layout (convolutions).");

@@ -19,6 +19,15 @@ struct Operators {
                             {stride, padding, dilation, groups, activation, algorithm, accuracy});
   }
 
+  static Tensor conv2d_max_pool2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                                  IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                                  std::string_view activation, std::string_view algorithm,
+                                  std::string_view accuracy) {
+    const Guard guard(input);
+    return bindings::conv2d_max_pool2d(backend, input, weight, bias,
+                                       {stride, padding, dilation, groups, activation, algorithm, accuracy});
+  }
+
   static Tensor conv2d_batch_norm(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                                   const OptionalTensor& residual, const Tensor& running_mean,
                                   const Tensor& running_var, const OptionalTensor& gamma, const OptionalTensor& beta,
@@ -167,6 +176,7 @@ struct Operators {
 
   static void implement(torch::Library& m) {
     m.impl("conv2d", &conv2d);
+    m.impl("conv2d_max_pool2d", &conv2d_max_pool2d);
     m.impl("conv2d_batch_norm", &conv2d_batch_norm);
     m.impl("conv2d_grad_input", &conv2d_grad_input);
     m.impl("conv2d_grad_weight", &conv2d_grad_weight);

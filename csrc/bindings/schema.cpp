@@ -13,6 +13,11 @@ TORCH_LIBRARY(fastconv, m) {
       "conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, SymInt[] stride, SymInt[] padding, "
       "SymInt[] dilation, SymInt groups, str activation, str algorithm, str accuracy) -> Tensor",
       tags);
+  // max_pool2d(conv2d(...), 2), for inference.
+  m.def(
+      "conv2d_max_pool2d(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation, SymInt groups, str activation, str algorithm, str accuracy) -> Tensor",
+      tags);
   // act(BatchNorm2d in eval mode (conv2d) + residual), for inference: gamma and beta are the BatchNorm's weight and bias.
   m.def(
       "conv2d_batch_norm(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor running_mean, "

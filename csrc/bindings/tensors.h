@@ -25,6 +25,8 @@ struct Backend {
   // `weight` is the tensor behind operands.weight, so that its transformed form can be kept; undefined in grad_weight.
   void (*run_conv)(const ConvProblem&, const ConvOperands&, const Tensor& weight, std::string_view algorithm);
   void (*run_pool)(const PoolProblem&, const PoolOperands&);
+  // Whether a convolution with a fused max-pool runs as such on this device, or better as two kernels.
+  bool (*fuses_max_pool)(const ConvProblem&, std::string_view algorithm);
   // Positions in the input's plane that window offsets stand for; y_strides are those of `indices`.
   void (*write_indices)(const PoolProblem&, const void* offsets, int64_t* indices);
 };
@@ -58,6 +60,9 @@ struct Normalisation {
 };
 Tensor conv2d_batch_norm(const Backend&, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                          const OptionalTensor& residual, const Normalisation&, const ConvArguments&);
+// max_pool2d(conv2d(...), 2), values only, in one kernel where that is faster.
+Tensor conv2d_max_pool2d(const Backend&, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                         const ConvArguments&);
 Tensor conv2d_grad_input(const Backend&, const Tensor& grad_output, const Tensor& weight, const OptionalTensor& output,
                          IntArrayRef input_size, const ConvArguments&);
 std::tuple<Tensor, Tensor> conv2d_grad_weight(const Backend&, const Tensor& input, const Tensor& grad_output,

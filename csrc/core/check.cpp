@@ -92,6 +92,8 @@ std::string problem_with(const ConvProblem& p) {
   if (p.residual && p.pass != Pass::forward) return "a residual belongs to the forward pass only";
   if (p.scale && p.pass != Pass::forward) return "a scale belongs to the forward pass only";
   if (p.scale && is_integer(p.dtype)) return "a scale is a real number: none for integers";
+  if (p.max_pool && p.pass != Pass::forward) return "a fused max-pool belongs to the forward pass only";
+  if (p.max_pool && p.residual) return "a fused max-pool goes without a residual";
   const double parameter = p.activation_parameter.value();
   if (has_parameter(p.activation) && !(parameter >= 0 && std::isfinite(parameter)))
     return std::string("the parameter of ") + name(p.activation) + " must be finite and at least 0";
@@ -102,13 +104,15 @@ std::string problem_with(const ConvProblem& p) {
     if (align > kFullAlignment) return "an alignment is the log2 of bytes, at most " + std::to_string(kFullAlignment);
   bad = bad_window("h", travel(p.h, p.pad_top, p.pad_bottom, p.r, p.dilation_h));
   if (bad.empty()) bad = bad_window("w", travel(p.w, p.pad_left, p.pad_right, p.s, p.dilation_w));
+  if (bad.empty() && p.max_pool && (p.p() < 2 || p.q() < 2)) return "the fused max-pool's window is larger than the output";
   const int64_t bytes = size_of(p.dtype);
   if (bad.empty()) bad = bad_strides("x", p.x_sizes(), p.x_strides, bytes);
   if (bad.empty()) bad = bad_strides("weight", p.weight_sizes(), p.weight_strides, bytes);
   if (bad.empty()) bad = bad_strides("y", p.y_sizes(), p.y_strides, bytes);
   if (bad.empty()) bad = bad_strides("aux", p.y_sizes(), p.aux_strides, bytes);
   if (!bad.empty()) return bad;
-  const Checked x = elements(p.x_sizes()), weight = elements(p.weight_sizes()), y = elements(p.y_sizes());
+  const Checked x = elements(p.x_sizes()), weight = elements(p.weight_sizes());
+  const Checked y = elements({p.n, p.k, p.p(), p.q()});
   if (((x + weight + y + y + p.bias_size()) * bytes).overflow || (y * or_one(p.group_c()) * p.r * p.s * 2).overflow)
     return "bytes or FLOPs do not fit into 64 bits";
   return {};

@@ -157,6 +157,20 @@ void ConvProblem::canonicalise() {
   aux_strides = has_aux() ? canonical(y_sizes(), aux_strides) : Strides4{};
 }
 
+std::pair<ConvProblem, PoolProblem> apart(const ConvProblem& fused) {
+  ConvProblem convolution = fused;
+  convolution.max_pool = 0;
+  const Layout layout = layout_of(fused.y_sizes(), fused.y_strides) == Layout::nhwc ? Layout::nhwc : Layout::nchw;
+  convolution.y_strides = dense_strides(convolution.y_sizes(), layout);
+  PoolProblem pool;
+  pool.n = fused.n, pool.c = fused.k, pool.h = fused.p(), pool.w = fused.q();
+  pool.p = fused.p() / 2, pool.q = fused.q() / 2;
+  pool.r = pool.s = pool.stride_h = pool.stride_w = 2;
+  pool.dtype = fused.dtype;
+  pool.x_strides = convolution.y_strides, pool.y_strides = fused.y_strides;
+  return {convolution, pool};
+}
+
 bool ConvProblem::operator==(const ConvProblem& other) const { return std::memcmp(this, &other, sizeof other) == 0; }
 
 int64_t PoolProblem::output_size(int64_t in, int64_t window, int64_t stride, int64_t pad, int64_t dilation,

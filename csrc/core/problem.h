@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 
 #include "status.h"
 
@@ -86,10 +87,13 @@ struct ConvProblem {
   uint8_t residual = 0;  // forward only: adds aux before the activation
   // forward only: multiplies each filter's sums by a number before bias, residual and activation (a folded BatchNorm)
   uint8_t scale = 0;
+  // forward only: y holds the largest of each 2x2 outputs, after the activation (a max-pool of window and stride 2); an odd
+  // last row or column is left out
+  uint8_t max_pool = 0;
   uint8_t deterministic = 0;
   // log2 of the alignment in bytes of each operand's address, at most kFullAlignment
   uint8_t x_align = kFullAlignment, weight_align = kFullAlignment, y_align = kFullAlignment;
-  uint8_t unused[4] = {};
+  uint8_t unused[3] = {};
 
   // Always inlined: kernels are compiled once per ISA, and no copy made with AVX may be linked for the rest.
   [[gnu::always_inline]]
@@ -100,7 +104,7 @@ struct ConvProblem {
   [[gnu::always_inline]] int64_t group_k() const { return k / groups; }
   Sizes4 x_sizes() const { return {n, c, h, w}; }
   Sizes4 weight_sizes() const { return {k, group_c(), r, s}; }
-  Sizes4 y_sizes() const { return {n, k, p(), q()}; }
+  Sizes4 y_sizes() const { return max_pool ? Sizes4{n, k, p() / 2, q() / 2} : Sizes4{n, k, p(), q()}; }
   int64_t bias_size() const { return pass == Pass::grad_input ? c : k; }
   bool has_aux() const { return residual || (pass != Pass::forward && activation != Activation::none); }
 
@@ -155,6 +159,9 @@ struct PoolProblem {
 
   bool operator==(const PoolProblem& other) const;
 };
+
+// A convolution with a fused max-pool as two problems, values only: what lies between has the memory format of y.
+std::pair<ConvProblem, PoolProblem> apart(const ConvProblem&);
 
 // Compared and hashed by bytes.
 static_assert(std::has_unique_object_representations_v<ConvProblem>);

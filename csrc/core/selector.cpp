@@ -14,6 +14,9 @@ bool wants_determinism(const Problem&) {
 }
 bool wants_determinism(const ConvProblem& p) { return p.deterministic; }
 
+bool takes_max_pool(const PoolRow&, const PoolProblem&) { return true; }
+bool takes_max_pool(const ConvRow& row, const ConvProblem& p) { return row.max_pools || !p.max_pool; }
+
 // The operators know the results of such problems, which have no elements or are zero, without a row.
 bool has_nothing_to_sum(const PoolProblem&) { return false; }
 bool has_nothing_to_sum(const ConvProblem& p) { return p.c == 0 || p.k == 0; }
@@ -23,6 +26,7 @@ Status answer(const Row& row, const Problem& p, Device device) {
   if (row.device != device) return Status::refuse(std::string("runs on ") + name(row.device) + " only");
   if (!(row.passes & bit(p.pass))) return Status::refuse(std::string("does not do ") + name(p.pass));
   if (!(row.dtypes & bit(p.dtype))) return Status::refuse(std::string("does not take ") + name(p.dtype));
+  if (!takes_max_pool(row, p)) return Status::refuse("does no max-pool after the convolution");
   if (wants_determinism(p) && !row.deterministic) return Status::refuse("is not deterministic");
   if (has_nothing_to_sum(p)) return Status::refuse("no channels or no filters: there is nothing to compute");
   return row.supports(p);
@@ -129,6 +133,7 @@ class PlanCache {
     int threads = 0;  // as asked for; a plan may use fewer
     int forced = kAuto;
     uint32_t generation = 0;
+    bool known = false;  // also that no row runs the problem: then the plan has none
   };
 
   static Entry& slot(const Problem& problem) {
@@ -159,24 +164,33 @@ class PlanCache {
   }
 };
 
+// The plan of the chosen row; null if there is none.
 template <class Row, class Problem>
-const PlanOf<Problem, Row>& cached(const std::vector<Row>& rows, const Problem& problem, Device device, int threads,
+const PlanOf<Problem, Row>* find(const std::vector<Row>& rows, const Problem& problem, Device device, int threads,
                                    std::string_view name_forced) {
   const int forced = index_of(rows, name_forced);
   const uint32_t now = generation.load(std::memory_order_acquire);
   auto& entry = PlanCache<Problem, Row>::slot(problem);
-  if (entry.plan.row && entry.plan.problem == problem && entry.device == device && entry.threads == threads &&
+  if (entry.known && entry.plan.problem == problem && entry.device == device && entry.threads == threads &&
       entry.forced == forced && entry.generation == now)
-    return entry.plan;
+    return entry.plan.row ? &entry.plan : nullptr;
   require_sound(problem);
   const auto choice = choose(rows, problem, device, threads, forced);
-  if (choice.chosen < 0) refuse(rows, problem, device, forced, choice);
-  entry.plan = choice.answers[choice.chosen].plan;
+  entry.plan = choice.chosen < 0 ? PlanOf<Problem, Row>{problem} : choice.answers[choice.chosen].plan;
+  entry.known = true;
   entry.device = device;
   entry.threads = threads;
   entry.forced = forced;
   entry.generation = now;
-  return entry.plan;
+  return entry.plan.row ? &entry.plan : nullptr;
+}
+
+template <class Row, class Problem>
+const PlanOf<Problem, Row>& found(const std::vector<Row>& rows, const Problem& problem, Device device, int threads,
+                                  std::string_view name_forced) {
+  if (const auto* plan = find(rows, problem, device, threads, name_forced)) return *plan;
+  const int forced = index_of(rows, name_forced);
+  refuse(rows, problem, device, forced, choose(rows, problem, device, threads, forced));
 }
 
 std::string seconds(double s) {
@@ -237,11 +251,27 @@ Status supports(const ConvRow& row, const ConvProblem& p, Device device) { retur
 Status supports(const PoolRow& row, const PoolProblem& p, Device device) { return answer(row, p, device); }
 
 const ConvPlan& select(const ConvProblem& problem, Device device, int threads, std::string_view forced) {
-  return cached(rows_of(problem), problem, device, threads, forced);
+  return found(rows_of(problem), problem, device, threads, forced);
 }
 
 const PoolPlan& select(const PoolProblem& problem, Device device, int threads) {
-  return cached(rows_of(problem), problem, device, threads, "auto");
+  return found(rows_of(problem), problem, device, threads, "auto");
+}
+
+bool fuses_max_pool(const ConvProblem& problem, Device device, int threads, std::string_view forced) {
+  // Before rows are asked: without one that could, a call would refuse anew each time.
+  bool any = false;
+  for (const ConvRow& row : conv_rows()) any = any || (row.device == device && row.max_pools);
+  if (!any) return false;
+  try {
+    const ConvPlan* fused = find(conv_rows(), problem, device, threads, forced);
+    if (!fused) return false;
+    const double cost = fused->cost;
+    const auto [convolution, pool] = apart(problem);
+    return cost <= select(convolution, device, threads, forced).cost + select(pool, device, threads).cost;
+  } catch (const Refusal&) {  // the two kernels say why
+    return false;
+  }
 }
 
 std::vector<Candidate> explain(const ConvProblem& problem, Device device, int threads, std::string_view forced) {

@@ -20,6 +20,10 @@ const ConvPlan& select(const ConvProblem&, Device, int threads, std::string_view
 const PoolPlan& select(const PoolProblem&, Device, int threads);
 // The plan stays valid until the same thread selects again; a kernel that is run with it never selects.
 
+// Whether a convolution with a fused max-pool is worth it: a row takes it and predicts no more time than the two kernels
+// of apart() do. Three selections at most.
+bool fuses_max_pool(const ConvProblem&, Device, int threads, std::string_view forced);
+
 // Drops every thread's plans: what rows plan depends on the ISA in use.
 void forget_plans();
 

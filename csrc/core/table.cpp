@@ -44,9 +44,10 @@ constexpr Mask f32 = bit(DType::f32), f16 = bit(DType::f16), bf16 = bit(DType::b
 
 const std::vector<ConvRow>& conv_rows() {
 #define FASTCONV_CONV_ROW(row, device, passes, dtypes, min_arch, deterministic, summary, source, entry)          \
-  ConvRow{FASTCONV_ROW(row, device, passes, dtypes, min_arch, deterministic, summary, source, entry), entry##_prepack},
+  ConvRow{FASTCONV_ROW(row, device, passes, dtypes, min_arch, deterministic, summary, source, entry), entry##_prepack, \
+          entry##_max_pools},
 #define FASTCONV_GPU_CONV_ROW(row, passes, dtypes, min_arch, summary, source, entry) \
-  FASTCONV_ON_GPUS(ConvRow, row, passes, dtypes, min_arch, summary, source, entry, nullptr)
+  FASTCONV_ON_GPUS(ConvRow, row, passes, dtypes, min_arch, summary, source, entry, nullptr, false)
 #define FASTCONV_POOL_ROW(...)
 #define FASTCONV_GPU_POOL_ROW(...)
   static const std::vector<ConvRow> rows = {

@@ -90,6 +90,7 @@ struct ConvRow : RowOf<ConvProblem, ConvPlan, ConvOperands> {
   // Transforms operands.weight into `prepacked` (plan.prepack_bytes, 64-byte aligned). run() does the same into the
   // front of its workspace when Execution::prepacked is null. Null for rows that never transform a filter.
   Status (*prepack)(const ConvPlan&, const ConvOperands&, void* prepacked, const Execution&);
+  bool max_pools = false;  // takes problems with a fused max-pool
 };
 struct PoolRow : RowOf<PoolProblem, PoolPlan, PoolOperands> {};
 

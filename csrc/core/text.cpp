@@ -5,7 +5,7 @@
 //   sizes      n c h w of the input, then k filters of r x s
 //   st dl      one number for both axes, or <h>x<w>
 //   pd         pd1: all four; pd2x1: top and bottom 2, left and right 1; pd0,1,0,1: top, left, bottom, right
-//   g          groups
+//   g          groups; maxpool2 follows if y holds the largest of each 2x2 outputs
 //   dtype      f32 f64 f16 bf16 u8 i8 i16 i32 i64
 //   layout     nchw or nhwc if every operand is dense in that order (nchw if both hold), else one word for each:
 //              x:nchw w:nhwc y:802816,1,14336,256 (strides in elements). a:... follows if the auxiliary operand
@@ -35,6 +35,7 @@ std::string text(const ConvProblem& given) {
     t += list_word("pd", {p.pad_top, p.pad_left, p.pad_bottom, p.pad_right});
   t += pair_word("dl", p.dilation_h, p.dilation_w);
   t += " g" + std::to_string(p.groups);
+  if (p.max_pool) t += " maxpool2";
   t += std::string(" ") + name(p.dtype);
   t += layout_words({{"x", p.x_sizes(), &p.x_strides},
                      {"w", p.weight_sizes(), &p.weight_strides},
@@ -69,6 +70,7 @@ ConvProblem parse_conv(const std::string& source) {
   p.pad_right = given == 4 ? pads[3] : p.pad_left;
   words.pair("dl", p.dilation_h, p.dilation_w);
   p.groups = words.number("g");
+  p.max_pool = words.accept("maxpool2");
   p.dtype = words.dtype();
   // Strides need the sizes to be sound; the rest of the check follows at the end.
   const auto require_sound = [&] {

@@ -13,6 +13,7 @@ Status depthwise_supports(const ConvProblem&);
 void depthwise_plan(const ConvProblem&, int threads, ConvPlan&);
 Status depthwise_run(const ConvPlan&, const ConvOperands&, void* workspace, const Execution&);
 Status depthwise_prepack(const ConvPlan&, const ConvOperands&, void* prepacked, const Execution&);
+constexpr bool depthwise_max_pools = false;
 
 enum class DepthwisePath : int64_t {
   planes,    // lanes along a row of one channel; rows are copied to a padded buffer

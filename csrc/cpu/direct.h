@@ -10,6 +10,7 @@ Status direct_supports(const ConvProblem&);
 void direct_plan(const ConvProblem&, int threads, ConvPlan&);
 Status direct_run(const ConvPlan&, const ConvOperands&, void* workspace, const Execution&);
 Status direct_prepack(const ConvPlan&, const ConvOperands&, void* prepacked, const Execution&);
+constexpr bool direct_max_pools = false;
 
 // Names for ConvPlan::detail of this row. Forward and grad_input ("gather": every output value gathers its inputs):
 enum GatherDetail { kBandRows, kBandCols, kFilterChunks, kBandValues, kChunkChannels, kPackedFilter, kThreadBytes };

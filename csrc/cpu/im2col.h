@@ -12,6 +12,7 @@ Status im2col_supports(const ConvProblem&);
 void im2col_plan(const ConvProblem&, int threads, ConvPlan&);
 Status im2col_run(const ConvPlan&, const ConvOperands&, void* workspace, const Execution&);
 Status im2col_prepack(const ConvPlan&, const ConvOperands&, void* prepacked, const Execution&);
+constexpr bool im2col_max_pools = false;
 
 // What the plan keeps in ConvPlan::detail. A task owns one block of each kind and works through its sums alone.
 struct Im2colBlocks {

@@ -15,6 +15,7 @@ Status winograd_supports(const ConvProblem&);
 void winograd_plan(const ConvProblem&, int threads, ConvPlan&);
 Status winograd_run(const ConvPlan&, const ConvOperands&, void* workspace, const Execution&);
 Status winograd_prepack(const ConvPlan&, const ConvOperands&, void* prepacked, const Execution&);
+constexpr bool winograd_max_pools = true;
 
 namespace winograd {
 

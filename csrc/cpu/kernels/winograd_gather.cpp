@@ -42,6 +42,7 @@ struct WinogradRun {
   const int64_t input_stride = plan.detail[winograd::kInputStride];
   const int64_t sum_stride = plan.detail[winograd::kSumStride];
   const int64_t filter_blocks = div_up(g.filters, W);
+  const int pooled = p.max_pool ? 2 : 1;  // outputs along each side that become one
 
   TileSource<T> source(int64_t group) const {
     const bool forward = p.pass == Pass::forward;
@@ -70,8 +71,8 @@ struct WinogradRun {
     if (p.scale) t.scale = static_cast<const float*>(operands.scale) + group * g.filters;
     if (p.bias) t.bias = static_cast<const T*>(operands.bias) + group * g.filters;
     t.activation = Activated<float>(p);
-    t.height = g.rows.out;
-    t.width = g.cols.out;
+    t.height = g.rows.out / pooled;
+    t.width = g.cols.out / pooled;
     t.filters = g.filters;
     return t;
   }
@@ -185,7 +186,7 @@ struct WinogradRun {
     in.row_low = from.row_low, in.col_low = from.col_low;
     in.step = M, in.extent = N;
     out.height = to.height, out.width = to.width;
-    out.step = out.extent = M;
+    out.step = out.extent = M / pooled;
     const bool prefetch = plan.detail[winograd::kPrefetch] & winograd::kPrefetchPixels, more = prefetch && next_block < block_count;
     LineWalk reads(in, grid, more ? block_start(next_block) : 0, more ? block_start(next_block + 1) : 0, 0, g.channels);
 
@@ -199,7 +200,10 @@ struct WinogradRun {
       for (int64_t tile = begin; tile < end;) {
         const Segment segment = segment_at(grid, tile, end, kMostTiles);
         for (int64_t k = 0; k < filters; k += L)
-          transform_output<F>(to, segment, k0 + k, sums + (tile - begin) * W + k, sum_stride, W, staged);
+          if (pooled == 2)
+            transform_output<F, M / 2>(to, segment, k0 + k, sums + (tile - begin) * W + k, sum_stride, W, staged);
+          else
+            transform_output<F, M>(to, segment, k0 + k, sums + (tile - begin) * W + k, sum_stride, W, staged);
         tile += segment.count;
       }
     }
