@@ -91,13 +91,10 @@ class Fusion:
     def _decide_pool(self, conv, last):
         """The max-pool after all of a convolution's calls, if it can be the convolution's work too."""
         pools = [self._calls.follower(call) for call in last]
-        if not all(pool and is_halving_pool(pool) for pool in pools):
-            return
-        self.pools[conv] = pools
-        for module in {pool.module for pool in pools} - {None}:
-            if not self.selection.includes(module) or why_not_replaced(module):
-                del self.pools[conv]
-                return
+        if all(pool and is_halving_pool(pool) for pool in pools):
+            modules = {pool.module for pool in pools} - {None}
+            if all(self.selection.includes(module) and not why_not_replaced(module) for module in modules):
+                self.pools[conv] = pools
 
     def _share_sums(self):
         """Of the convolutions that are terms of one sum, the one that runs last does it: it sees the others' results."""

@@ -145,9 +145,10 @@ def is_halving_module(module):
 
 def _halves(kernel_size=0, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     def is_all(value, number):
-        return all(type(v) is int and v == number for v in (value if isinstance(value, tuple | list) else (value,)))
+        values = value if isinstance(value, tuple | list) else (value,)
+        return len(values) in (1, 2) and all(type(v) is int and v == number for v in values)
 
-    whole = is_all(kernel_size, 2) and (stride is None or is_all(stride, 2))
+    whole = is_all(kernel_size, 2) and (stride in (None, [], ()) or is_all(stride, 2))
     return whole and is_all(padding, 0) and is_all(dilation, 1) and ceil_mode is False and return_indices is False
 
 

@@ -177,16 +177,17 @@ class _Recorder(TorchDispatchMode):
             text = ops.extension().problem_text(describe(output, *args))
             device = first.device.type
             if func is ops.conv2d_max_pool2d and not _fuses_max_pool(text, algorithm, device):
-                tensors, (activation, _, *rest) = (*args[:3], None), args[7:]
-                between = self.__torch_dispatch__(
-                    ops.conv2d, types, (*tensors, *args[3:7], activation, algorithm, *rest)
-                )
-                return self.__torch_dispatch__(
-                    ops.max_pool2d_values, types, (between, [2, 2], [2, 2], [0, 0], [1, 1], False)
-                )
+                return self._apart(types, algorithm, *args)
             layer = self._layers[-1] if self._layers else ""
             self.calls.append((text, algorithm, layer, device))
         return output
+
+    def _apart(self, types, algorithm, x, w, bias, stride, padding, dilation, groups, activation, _, accuracy):
+        """A convolution and a max-pool that run one after the other, recorded as the two that they are."""
+        conv = x, w, bias, None, stride, padding, dilation, groups, activation, algorithm, accuracy
+        between = self.__torch_dispatch__(ops.conv2d, types, conv)
+        pool = between, [2, 2], [2, 2], [0, 0], [1, 1], False
+        return self.__torch_dispatch__(ops.max_pool2d_values, types, pool)
 
 
 def _alignment(tensor):

@@ -207,10 +207,10 @@ def check_conv(text, row, *, threads=1, prepacked=False, seed=0, exact=False, ru
                 out = out + wide(bias, to)[:, None, None]
             return out + wide(aux, to) if p["residual"] else out
 
-        terms = w_sizes[1] * w_sizes[2] * w_sizes[3]
         def outputs(sums):
             return F.max_pool2d(activate(sums, p), window)
 
+        terms = w_sizes[1] * w_sizes[2] * w_sizes[3]
         exact_sums = sums(torch.float64)
         judge(
             "y", y.view, outputs(exact_sums), outputs(sums(yardstick)), row, p, terms, context,

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from kernels import ACTIVATIONS, DTYPES, PASSES, Operand, activate, check_conv, does, rows
@@ -111,18 +112,24 @@ def test_fused_max_pool(name, dtype, isa):
     assert bool(ran) == (row["max_pools"] and dtype in row["dtypes"])
 
 
-def test_fused_max_pool_chooses_as_torchs():
-    """NaN wins in its windows and in no others; an infinite output is the largest."""
-    text = "conv n1c4h8w8 k16r3s3 st1 pd1 dl1 g1 maxpool2 f32 nhwc fwd"
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_fused_max_pool_chooses_as_torchs(layout, isa):
+    """NaN wins over infinities at each of a window's four places: sums of 0, 1 and -1, exact in F(2x2,3x3), times inf."""
+    text = f"conv n1c16h16w18 k16r3s3 st1 pd1 dl1 g1 maxpool2 f32 {layout} fwd scale"
     p = _C.parse_problem(text)
-    x, weight = torch.zeros(1, 4, 8, 8).contiguous(memory_format=torch.channels_last), torch.zeros(16, 4, 3, 3)
-    weight = weight.contiguous(memory_format=torch.channels_last)
-    bias = torch.arange(16.0)
-    bias[3], bias[5], bias[7] = math.nan, math.inf, -math.inf
-    y = Operand((1, 16, 4, 4), p["y_strides"], torch.float32)
-    addresses = {"x": x.data_ptr(), "weight": weight.data_ptr(), "bias": bias.data_ptr(), "y": y.address}
-    _C.run_row(text + " bias relu", "winograd", addresses)
-    torch.testing.assert_close(y.view, bias.relu().view(1, 16, 1, 1).expand(1, 16, 4, 4), equal_nan=True)
+    values = torch.randint(-1, 2, (1, 16, 16, 18), generator=torch.Generator().manual_seed(0)).float()
+    weight = torch.zeros(16, 16, 3, 3)
+    weight[:, :, 1, 1] = torch.eye(16)
+    operands = {
+        "x": Operand(values.shape, p["x_strides"], torch.float32, values),
+        "weight": Operand(weight.shape, p["weight_strides"], torch.float32, weight),
+        "scale": Operand((16,), (1,), torch.float32, torch.full((16,), math.inf)),
+        "y": Operand((1, 16, 8, 9), p["y_strides"], torch.float32),
+    }
+    _C.run_row(text, "winograd", {name: o.address for name, o in operands.items()})
+    expected = F.max_pool2d(values * math.inf, 2)
+    assert expected.isnan().any() and not expected.isnan().all()
+    assert torch.equal(operands["y"].view.nan_to_num(7.0), expected.nan_to_num(7.0))
 
 
 @pytest.mark.parametrize("word", ACTIVATIONS)

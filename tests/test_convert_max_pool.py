@@ -44,6 +44,8 @@ def test_one_module_does_all_in_both_modes(between, last):
     converted(ours).square().sum().backward()
     model(theirs).square().sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+    for mine, its in zip(converted.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, its.grad, rtol=1e-3, atol=1e-3)
     back = unconvert(converted)
     assert [type(m) for m in back.modules()] == [type(m) for m in model.modules()]
     again = convert(converted)
@@ -59,6 +61,23 @@ class Functional(nn.Module):
     def forward(self, x):
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
         return F.max_pool2d(self.conv2(x).relu(), (2, 2), stride=2)
+
+
+class BadArgument(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.conv, self.options = nn.Conv2d(8, 12, 3), options
+
+    def forward(self, x):
+        return F.max_pool2d(self.conv(x), **self.options)
+
+
+@pytest.mark.parametrize("options", [dict(kernel_size=[]), dict(kernel_size=2, padding=[]), dict(kernel_size=(2, 2, 2))])
+def test_what_torch_refuses_is_not_fused_away(options):
+    with pytest.raises(RuntimeError):
+        BadArgument(**options)(image())
+    with pytest.raises(RuntimeError):
+        convert(BadArgument(**options))(image())
 
 
 def test_functional_pools_leave_the_forward():

@@ -31,7 +31,8 @@ void for_each_field(P& p, F&& f) {
     f("weight_strides", p.weight_strides), f("aux_strides", p.aux_strides);
     f("math", p.math), f("accuracy", p.accuracy), f("activation", p.activation);
     f("activation_parameter", p.activation_parameter);
-    f("scale", p.scale), f("bias", p.bias), f("residual", p.residual), f("max_pool", p.max_pool), f("deterministic", p.deterministic);
+    f("scale", p.scale), f("bias", p.bias), f("residual", p.residual), f("max_pool", p.max_pool);
+    f("deterministic", p.deterministic);
     f("x_align", p.x_align), f("weight_align", p.weight_align), f("y_align", p.y_align);
   } else {
     f("p", p.p), f("q", p.q), f("divisor", p.divisor), f("offset_strides", p.offset_strides), f("kind", p.kind);

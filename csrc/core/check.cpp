@@ -104,7 +104,8 @@ std::string problem_with(const ConvProblem& p) {
     if (align > kFullAlignment) return "an alignment is the log2 of bytes, at most " + std::to_string(kFullAlignment);
   bad = bad_window("h", travel(p.h, p.pad_top, p.pad_bottom, p.r, p.dilation_h));
   if (bad.empty()) bad = bad_window("w", travel(p.w, p.pad_left, p.pad_right, p.s, p.dilation_w));
-  if (bad.empty() && p.max_pool && (p.p() < 2 || p.q() < 2)) return "the fused max-pool's window is larger than the output";
+  if (bad.empty() && p.max_pool && (p.p() < 2 || p.q() < 2))
+    return "the fused max-pool's window is larger than the output";
   const int64_t bytes = size_of(p.dtype);
   if (bad.empty()) bad = bad_strides("x", p.x_sizes(), p.x_strides, bytes);
   if (bad.empty()) bad = bad_strides("weight", p.weight_sizes(), p.weight_strides, bytes);

@@ -259,10 +259,6 @@ const PoolPlan& select(const PoolProblem& problem, Device device, int threads) {
 }
 
 bool fuses_max_pool(const ConvProblem& problem, Device device, int threads, std::string_view forced) {
-  // Before rows are asked: without one that could, a call would refuse anew each time.
-  bool any = false;
-  for (const ConvRow& row : conv_rows()) any = any || (row.device == device && row.max_pools);
-  if (!any) return false;
   try {
     const ConvPlan* fused = find(conv_rows(), problem, device, threads, forced);
     if (!fused) return false;
